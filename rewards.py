@@ -1,0 +1,138 @@
+r"""
+Rewards of one response to a math problem: accuracy, conciseness and clarity, the three objectives of "Learning to
+Optimize Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452). Each is 0.0 or 1.0.
+
+An objective of your own is one function:
+
+    @objective
+    def politeness(response, **_):
+        return float("please" in response.lower())
+
+It can then be named wherever the three can. It gets the keywords `response` (the decoded text), `answer` (the ground
+truth), `length` (the number of sampled tokens) and `mean_length` (their running mean), takes those it needs and leaves
+the rest to `**_`. The three raise nothing, whatever a model samples, and take time linear in its length.
+"""
+import re
+from collections.abc import Callable, Sequence
+
+OBJECTIVES: dict[str, Callable[..., float]] = {}
+
+
+def objective(function: Callable[..., float]) -> Callable[..., float]:
+    """Registers `function` in OBJECTIVES under its own name and returns it unchanged."""
+    OBJECTIVES[function.__name__] = function
+    return function
+
+
+def score(objectives: Sequence[str], responses: Sequence[str], answers: Sequence[str], lengths: Sequence[int],
+          mean_length: float) -> list[list[float]]:
+    """
+    The rewards of N responses in K objectives, N lists of K. objectives: names in OBJECTIVES, in the order wanted.
+
+    responses, answers and lengths hold N items each (an answer for each response, not for each prompt); mean_length is
+    that of `conciseness`. KeyError for an objective that is not registered, ValueError for unequal numbers of items.
+    """
+    functions = [OBJECTIVES[name] for name in objectives]
+    return [
+        [f(response=response, answer=answer, length=length, mean_length=mean_length) for f in functions]
+        for response, answer, length in zip(responses, answers, lengths, strict=True)
+    ]
+
+
+@objective
+def accuracy(response: str, answer: str, **_) -> float:
+    r"""
+    1.0 if the last `\boxed{...}` in `response` equals `answer`, else 0.0. Raises nothing.
+
+    Both are normalised as in the evaluation of MATH (Hendrycks et al., arXiv:2103.03874) and compared as strings: that
+    evens out notation but computes nothing, so 2/4 is not 1/2. Wrong, too, are no box and a last box left open.
+    """
+    boxed = last_boxed(response)
+    return float(boxed is not None and normalise(boxed) == normalise(answer))
+
+
+@objective
+def conciseness(length: int, mean_length: float, **_) -> float:
+    """
+    1.0 if a response is shorter than average, else 0.0 (so at exactly the average). Raises nothing. Source: the paper.
+
+    length: the tokens sampled for it, the end token included. Never tokenise the decoded text again to get it: that can
+    give another number than the model sampled. mean_length: the mean length of all training rollouts so far, those of
+    the current batch included.
+    """
+    return float(length < mean_length)
+
+
+# An enumerator is "1.", "a)", "(ii)", "Step 3:" or a bullet. These are the patterns of the paper's code, and as loose,
+# or rewards would not compare with the paper's: a sentence that ends in a number (" = 13. So"), a decimal (" 12.5"),
+# f(x), (2-x) and a spaced minus count as enumerators too, and a brace inside a box that was cut off closes it.
+ENUMERATOR = re.compile(
+    r"(?:^|[\s(]) (?:step)? (?:\d+|[a-z]|[ivxlcdm]+) [-.:)]  |  (?:^|\s) [-*•] \s+",
+    re.IGNORECASE | re.MULTILINE | re.VERBOSE,
+)
+ORDINAL = re.compile(
+    r"\b(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|then)\b", re.IGNORECASE
+)
+FILLED_BOX = re.compile(r"\\boxed\{\s*[^\s}]")
+
+
+@objective
+def clarity(response: str, **_) -> float:
+    r"""
+    1.0 if `response` goes step by step to a boxed answer, else 0.0. Raises nothing. Source: the paper's code.
+
+    It takes a `\boxed{...}` that is not blank, be it right or wrong, and two enumerators ("1.", "a)", "(ii)",
+    "Step 3:", bullets) or two ordinal words (first to tenth, next, then; the same one twice will do).
+    """
+    box = FILLED_BOX.search(response)
+    if box is None or "}" not in response[box.end():]:
+        return 0.0
+    return float(len(ENUMERATOR.findall(response)) >= 2 or len(ORDINAL.findall(response)) >= 2)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""
+    What the last `\boxed{...}` holds, or for `\boxed 5$` what stands before the `$`. None without a box or its end.
+
+    `\fbox` is no box: the evaluation of MATH looks for it, but then fails to unwrap it.
+    """
+    _, command, rest = text.rpartition(r"\boxed")
+    if command and rest.startswith(" "):
+        return rest[1:].split("$")[0]
+    if command and rest.startswith("{"):
+        depth = 0
+        for brace in re.finditer(r"[{}]", rest):
+            depth += 1 if brace.group() == "{" else -1
+            if depth == 0:
+                return rest[1 : brace.start()]
+    return None
+
+
+def normalise(text: str) -> str:
+    r"""
+    Evens out the notation of an answer: the steps of `strip_string` in the evaluation of MATH, in its order.
+
+    Where that fails (two units, a bare `\frac`) and the strings are compared as they are, this skips the step.
+    """
+    for old, new in [
+        ("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""), (r"\right", ""),
+        (r"^{\circ}", ""), (r"^\circ", ""), (r"\$", ""),
+    ]:
+        text = text.replace(old, new)
+    if text.count(r"\text{ ") == 1:  # with the space it is a unit, 5\text{ cm}; without, an answer, \text{Navin}
+        text = text.split(r"\text{ ")[0]
+    for old, new in [(r"\%", ""), (" .", " 0."), ("{.", "{0.")]:
+        text = text.replace(old, new)
+    if text.startswith("."):
+        text = "0" + text
+    left, *right = text.split("=")
+    if len(right) == 1 and len(left) <= 2:  # "k=", "k =": the name of what was asked for
+        text = right[0]
+    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
+    text = text.replace(" ", "")
+    text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
+    text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
+    if text == "0.5":
+        text = r"\frac{1}{2}"
+    # No int() here: it raises on thousands of digits.
+    return re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)

@@ -1,0 +1,311 @@
+"""Tests of rewards.py. Expected values are worked out by hand from the rules, or are the paper authors' outputs."""
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import rewards
+from rewards import accuracy, clarity, conciseness, objective, score
+
+# Outside of the repository, since the cases quote problems of MATH.
+ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/rewards.json"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The authors' own outputs
+
+
+@pytest.mark.skipif(not ORACLE.exists(), reason="the authors' outputs are not here")
+def test_agrees_with_the_authors():
+    cases = json.loads(ORACLE.read_text(encoding="utf-8"))
+    assert len(cases["accuracy"]) > 0 and len(cases["clarity"]) > 0
+    wrong = [c for c in cases["accuracy"] if accuracy(c["response"], c["ground_truth"]) != c["accuracy"]]
+    wrong += [c for c in cases["clarity"] if clarity(c["response"]) != c["clarity"]]
+    assert wrong == []
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracy
+
+
+@pytest.mark.parametrize(
+    "response, answer, expected",
+    [
+        (r"so it is \boxed{7}.", "7", 1.0),
+        (r"so it is \boxed{8}.", "7", 0.0),
+        ("so it is 7.", "7", 0.0),  # no box
+        ("", "", 0.0),
+        (r"\boxed{3} or rather \boxed{7}", "7", 1.0),  # the last box is the one
+        (r"\boxed{7} or rather \boxed{3}", "7", 0.0),
+        (r"\boxed{\frac{1}{\sqrt{2}}} ends }", r"\frac{1}{\sqrt{2}}", 1.0),  # nested braces
+        (r"\boxed{7", "7", 0.0),
+        (r"\boxed{7} and \boxed{7", "7", 0.0),  # the last box is open
+        (r"\boxed{}", "7", 0.0),
+        (r"\boxed{{7}", "7", 0.0),
+        (r"$\boxed 7$ apples", "7", 1.0),
+        (r"\boxed 7", "7", 1.0),
+        (r"\boxed 3$ or rather \boxed{7}", "7", 1.0),
+        (r"\boxed7", "7", 0.0),  # neither a brace nor a space
+        (r"\boxed", "", 0.0),
+        (r"\fbox{7}", "7", 0.0),  # not unwrapped in the evaluation of MATH
+    ],
+)
+def test_accuracy_takes_the_last_box(response, answer, expected):
+    assert accuracy(response, answer) == expected
+
+
+EQUAL = [
+    ("1\n+2", "1+2"),
+    (r"1\!000", "1000"),
+    (r"a\\b", r"a\b"),
+    (r"\tfrac{1}{3}", r"\frac{1}{3}"),
+    (r"\dfrac{1}{3}", r"\frac{1}{3}"),
+    (r"\left(1,2\right)", "(1,2)"),
+    (r"90^{\circ}", "90"),
+    (r"90^\circ", "90"),
+    (r"\$5", "5"),
+    (r"5\text{ cm}^2", "5"),
+    (r"25\%", "25"),
+    ("3, .5", "3,0.5"),
+    (r"\sqrt{.5}", r"\sqrt{0.5}"),
+    (".25", "0.25"),
+    ("k=4", "4"),
+    ("k = 4", "4"),
+    (r"\sqrt3", r"\sqrt{3}"),
+    (r"2\sqrt3+\sqrt5", r"2\sqrt{3}+\sqrt{5}"),
+    ("( 1, 2 )", "(1,2)"),
+    (r"\frac12", r"\frac{1}{2}"),
+    (r"\frac1{72}", r"\frac{1}{72}"),
+    (r"\frac12+\frac34", r"\frac{1}{2}+\frac{3}{4}"),
+    (r"\frac 1 2", r"\frac{1}{2}"),
+    (r"\frac\pi2", r"\frac\pi2"),
+    ("0.5", r"\frac{1}{2}"),
+    (".5", r"\frac{1}{2}"),
+    ("3/4", r"\frac{3}{4}"),
+    ("-3/4", r"\frac{-3}{4}"),
+    (r"x=\dfrac34\text{ miles}", "3/4"),  # several rules at once
+]
+DIFFERENT = [
+    ("1", "2"),
+    ("2/4", "1/2"),  # nothing is computed
+    ("1000", "1,000"),
+    ("5", "5."),
+    ("X", "x"),
+    ("25%", "25"),  # only LaTeX's \% goes
+    (r"\text{cm}", ""),  # without the space it is no unit
+    (r"3\text{ m} 4\text{ cm}", "3"),  # two units: too much to drop
+    ("abc=4", "4"),  # more than a short name
+    ("a=b=4", "4"),  # two equals signs
+    ("a=b=4", "b"),
+    (r"\frac{72}1", r"\frac{72}{1}"),
+    ("0.50", r"\frac{1}{2}"),
+    ("1/2/3", r"\frac{1}{2}/3"),
+    ("a/b", r"\frac{a}{b}"),  # integers only
+    ("x+1/2", r"x+\frac{1}{2}"),
+    (r"\sqrt 3", r"\sqrt{3}"),  # the original takes the space for the radicand
+]
+
+
+@pytest.mark.parametrize("one, other, expected", [(*p, 1.0) for p in EQUAL] + [(*p, 0.0) for p in DIFFERENT])
+def test_accuracy_normalises_both_sides(one, other, expected):
+    assert accuracy(rf"\boxed{{{one}}}", other) == expected
+    assert accuracy(rf"\boxed{{{other}}}", one) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Conciseness
+
+
+def test_conciseness_is_strictly_shorter_than_the_mean():
+    assert conciseness(9, 10.0) == 1.0
+    assert conciseness(10, 10.0) == 0.0
+    assert conciseness(10, 10.01) == 1.0
+    assert conciseness(11, 10.0) == 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Clarity
+
+
+@pytest.mark.parametrize(
+    "steps, expected",
+    [
+        ("", 0.0),
+        ("It is plain.", 0.0),
+        # Enumerators: two of them, at the start or after a space, a newline or a bracket.
+        ("1. add 2. divide", 1.0),
+        ("1. add", 0.0),
+        ("10) add\n11) divide", 1.0),
+        ("1: add 2: divide", 1.0),
+        ("1- add 2- divide", 1.0),
+        ("1 add 2 divide", 0.0),
+        ("1, add 2, divide", 0.0),
+        ("a) add b) divide", 1.0),
+        ("(a) add (b) divide", 1.0),
+        ("[a) add [b) divide", 0.0),
+        ("A. add B. divide", 1.0),
+        ("ab) add cd) divide", 0.0),
+        ("(ii) add (iii) divide", 1.0),
+        ("XIV. add XV. divide", 1.0),
+        ("Step 1: add. Step 2: divide.", 1.0),
+        ("STEP1: add. step\nB) divide.", 1.0),
+        ("Step 1: add.", 0.0),
+        ("Step 1, add. Step 2, divide.", 0.0),
+        ("=1. =2.", 0.0),  # nothing before the number to tell it from the text
+        ("- add\n- divide", 1.0),
+        ("* add\n* divide", 1.0),
+        ("• add\n• divide", 1.0),
+        ("+ add\n+ divide", 0.0),
+        ("*\n1. add", 1.0),  # each starts a line
+        ("- add", 0.0),
+        ("ab- cd- ef", 0.0),
+        ("-add\n-divide", 0.0),
+        ("1. add\n- divide", 1.0),  # kinds may mix
+        # Ordinal words: two of them, the same one twice included.
+        ("first add, next divide", 1.0),
+        ("First add. Then divide.", 1.0),
+        ("then add, then divide", 1.0),
+        ("then add", 0.0),
+        ("thence add, firstly divide", 0.0),  # whole words
+        ("strengthen headfirst", 0.0),
+        ("finally add, lastly divide", 0.0),
+        ("first add\n- divide", 0.0),  # one of either kind is not two
+        # What the patterns let through, as the paper's do.
+        ("sum = 13. So, twice = 26. Done", 1.0),
+        ("about 12.5 and 3.6", 1.0),
+        ("5 - 3 - 1", 1.0),
+        ("f(x) is g(x)", 1.0),
+    ],
+)
+def test_clarity_takes_two_enumerators_or_two_ordinals(steps, expected):
+    assert clarity(steps + r" gives \boxed{7}") == expected
+
+
+@pytest.mark.parametrize("word", "first second third fourth fifth sixth seventh eighth ninth tenth next then".split())
+def test_clarity_knows_the_ordinals(word):
+    assert clarity(rf"{word} and {word} \boxed{{7}}") == 1.0
+    assert clarity(rf"{word} \boxed{{7}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        (r"\boxed{7}", 1.0),
+        ("\\boxed{ \n 7 }", 1.0),
+        (r"\boxed{7} and \boxed{}", 1.0),  # one of the boxes is enough
+        ("", 0.0),
+        ("7", 0.0),
+        (r"\boxed{}", 0.0),
+        ("\\boxed{ \n\t }", 0.0),
+        (r"\boxed{7", 0.0),
+        (r"\boxed{\frac{1}{2}", 1.0),  # cut off, but a brace follows
+        (r"\boxed 7$", 0.0),
+        (r"\fbox{7}", 0.0),
+    ],
+)
+def test_clarity_takes_a_box_that_is_not_blank(box, expected):
+    assert clarity("1. add 2. divide " + box) == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Registry
+
+
+def test_score_gives_one_row_a_response_and_one_column_an_objective():
+    responses = [r"1. x 2. \boxed{4}", r"\boxed{5}", "what?"]
+    expected = {"accuracy": [1.0, 1.0, 0.0], "conciseness": [0.0, 1.0, 1.0], "clarity": [1.0, 0.0, 0.0]}
+    for names in (["accuracy", "conciseness", "clarity"], ["clarity", "accuracy"], ["conciseness"], []):
+        rows = score(names, responses, ["4", "5", "6"], [30, 10, 5], 15.0)
+        assert rows == [[expected[name][i] for name in names] for i in range(3)]
+        assert all(type(value) is float for row in rows for value in row)
+    assert score(["accuracy"], [], [], [], 0.0) == []
+
+
+def test_own_objective(monkeypatch):
+    monkeypatch.setattr(rewards, "OBJECTIVES", dict(rewards.OBJECTIVES))
+
+    @objective
+    def brevity(response, answer, length, mean_length):  # no **_: these four are all there is
+        return length / mean_length + len(response) + len(answer)
+
+    @objective
+    def politeness(response, **_):
+        return float("please" in response)
+
+    assert score(["politeness", "accuracy", "brevity"], [r"please \boxed{4}"], ["4"], [5], 10.0) == [[1.0, 1.0, 17.5]]
+    assert politeness(response="no") == 0.0  # the decorator leaves the function as it is
+
+
+def test_score_refuses_what_does_not_fit():
+    with pytest.raises(KeyError, match="acuracy"):
+        score(["acuracy"], [], [], [], 1.0)
+    for responses, answers, lengths in ([["a"], [], [1]], [["a"], ["a"], []], [[], ["a"], [1]]):
+        with pytest.raises(ValueError):
+            score(["accuracy"], responses, answers, lengths, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Any text
+
+FRAGMENTS = [
+    *"{}[]()$%^_=/\\-+*.:,;!0127akx \t\r\n\0", "\ud800", "\udfff", "é", "٣", "²", "•", "\u2028", "9" * 5000,
+    r"\boxed", r"\boxed{", r"\boxed ", r"\fbox{", r"\frac", r"\dfrac", r"\sqrt", r"\sqrt{", r"\text", r"\text{ ",
+    r"\left", r"\right", r"^{\circ}", r"\$", r"\%", r"\!", "\\\\", " .", "{.", "k=", "1/2", "Step ", "(ii)", "then",
+]
+
+
+def test_no_text_raises():
+    rng = random.Random(0)
+    for _ in range(3000):
+        text, answer = ("".join(rng.choices(FRAGMENTS, k=rng.randrange(12))) for _ in range(2))
+        for response in (text, rf"\boxed{{{text}}}"):
+            rows = score(["accuracy", "conciseness", "clarity"], [response], [answer], [3], 2.5)
+            assert set(rows[0]) <= {0.0, 1.0}
+        assert accuracy(rf"\boxed {text}", text.split("$")[0]) in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("text", ["\0", "\ud800", "9" * 10000, "9" * 5000 + "/" + "8" * 5000, r"\frac", r"\sqrt", "a/"])
+def test_odd_text_equals_itself(text):
+    assert accuracy(rf"\boxed{{{text}}}", text) == 1.0
+
+
+def fill(unit, before="", after=""):
+    """`before`, then `unit` over and over, then `after`: 10,000 characters."""
+    return before + (unit * 10000)[: 10000 - len(before) - len(after)] + after
+
+
+ADVERSARIAL = [
+    *(fill(unit) for unit in FRAGMENTS),
+    *(fill(unit) for unit in (
+        r"\boxed{x", r"\boxed{}", r"\boxed{ ", r"\boxed{x}", "{}", r"\frac1", r"\frac{", r"\sqrt3", r"\sqrt ", "1.1.",
+        "1. ", "(1", "(1.", "- ", "-\n", "• ", " -", "step", "step ", "step 1", " step\n", "\n1.", "i", "iv ", "ivx)",
+        "mmm.", " i", "1/", "k=k", r"\text{ x}", ".5", "then ", "thenthen", "second", "^", "ab ", "\n\n ",
+    )),
+    *(fill(unit, before) for before in (r"\boxed{", r"\boxed ", "step", "Step ", " ", "k=", "-", "1. x ", "0.")
+      for unit in " \n1ix{}(-"),
+    *(fill(unit, before, after) for before in (r"\boxed{", "1. 2. \\boxed{ ", "\n")
+      for unit in " \n1i{" for after in "}!"),
+]
+
+
+def seconds(function, *arguments):
+    """The best time of three."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        function(*arguments)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_no_text_takes_long():
+    for text in ADVERSARIAL:
+        assert len(text) == 10000
+        boxed = rf"\boxed{{{text[:-8]}}}"
+        slowest = max(
+            seconds(accuracy, text, "7"), seconds(accuracy, boxed, "7"), seconds(accuracy, r"\boxed{7}", text),
+            seconds(clarity, text), seconds(clarity, boxed),
+        )
+        assert slowest <= 0.010, repr(text[:20])
