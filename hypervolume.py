@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,26 @@ def parse(text, where):
     return value
 
 
+def write_whole(path, write):
+    """Has `write` fill a temporary path, then renames it to `path`: a reader never sees half a file or folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        if path.is_dir() and temporary.is_dir():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def read_metrics(folder):
+    """The lines of `folder`/metrics.jsonl, dictionaries. OSError or ValueError for a missing or broken file."""
+    lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [parse(line, f"line {number} of metrics.jsonl") for number, line in enumerate(lines, 1)]
+
+
 def read_run(folder):
     """
     Reads the evaluations on the test split from `folder`/args.json and `folder`/metrics.jsonl.
@@ -140,9 +161,7 @@ def read_run(folder):
     try:
         args = parse((folder / "args.json").read_text(encoding="utf-8"), "args.json")
         run = {key: args[key] for key in ("weighting", "objectives", "max_new_tokens")}
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = [parse(line, f"line {number} of metrics.jsonl") for number, line in enumerate(lines, 1)]
-        evaluations = [m for m in metrics if "eval/hypervolume" in m]
+        evaluations = [m for m in read_metrics(folder) if "eval/hypervolume" in m]
         points = [performance(m, run["objectives"], run["max_new_tokens"], "eval/") for m in evaluations]
         run["points"] = as_matrix(points, width=len(run["objectives"]))
         run["steps"] = np.array([m["step"] for m in evaluations])
@@ -228,12 +247,49 @@ def plot_fronts(runs, path):
     for number, pair in enumerate(pairs, 1):
         draw_panel(figure.add_subplot(rows, columns, number), runs, pair)
     draw_legends(figure, runs, columns)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=200)
-        os.replace(temporary, path)  # a reader never sees half a picture
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: figure.savefig(temporary, format="png", dpi=200))
+
+
+def plot_curves(folder):
+    """Writes `folder`/curves.png, a run over its steps: rewards, evaluations, lengths, weights and what moves them."""
+    objectives = read_run(folder)["objectives"]
+    metrics = read_metrics(folder)
+    colours = dict(zip(objectives, itertools.cycle(COLOURS)))
+    figure = Figure(figsize=(13, 6.5), layout="constrained")
+    panels = {  # title: what it shows, as key of the metrics: (label, style)
+        "mean reward of the rollouts": {
+            f"rewards/{k}/mean": (k, {"color": c, "alpha": 0.9}) for k, c in colours.items()},
+        "test split, greedy": {
+            **{f"eval/{k}": (k, {"color": c, "marker": "o"}) for k, c in colours.items()},
+            "eval/hypervolume": ("hypervolume so far", {"color": "black", "marker": "o", "linestyle": "--"})},
+        "mean length (tokens)": {
+            "completions/mean_length": ("rollouts", {"color": "black"}),
+            "eval/mean_length": ("test split, greedy", {"color": "0.5", "marker": "o", "linestyle": "--"})},
+        "weights": {f"weights/{k}": (k, {"color": c}) for k, c in colours.items()},
+        "influence, Eq. (3)": {f"influence/{k}": (k, {"color": c, "alpha": 0.9}) for k, c in colours.items()},
+        "r_pareto, Eq. (1)": {"meta_reward": ("factor on the step's signal", {"color": "black"})},
+    }
+    for axes, (title, lines) in zip(figure.subplots(2, 3, sharex=True).flat, panels.items()):
+        axes.set_title(title)
+        axes.grid(color="0.92", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+        for key, (label, style) in lines.items():
+            shown = [(m["step"], m[key]) for m in metrics if key in m]
+            if shown:
+                axes.plot(*zip(*shown), label=label, **style)
+        if axes.lines:
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "not measured under this weighting", ha="center", transform=axes.transAxes)
+    for axes in figure.axes[3:]:
+        axes.set_xlabel("step")
+    write_whole(Path(folder) / "curves.png", lambda temporary: figure.savefig(temporary, format="png", dpi=150))
+
+
+def aligned(rows):
+    """Rows of text cells as one text, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def table(runs):
@@ -247,8 +303,19 @@ def table(runs):
         cells = [f"{x:.1f}" if name == "conciseness" else f"{x:.4f}" for name, x in zip(objectives, shown)]
         volume = hypervolume(points, np.zeros(len(objectives)))
         rows.append([run["name"], str(run["weighting"]), str(pareto_front(points).sum()), f"{volume:.4f}", *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return aligned(rows)
+
+
+def before_and_after(folder):
+    """What a run achieved on the test split, as text: its first and its last evaluation."""
+    run = read_run(folder)
+    shown = as_shown(run["points"], run["objectives"], run["max_new_tokens"])
+    names = ["length (tokens)" if name == "conciseness" else name for name in run["objectives"]]
+    rows = [["test split", *names, "hypervolume"]]
+    for i, label in [(0, "initial model"), (len(shown) - 1, f"after step {run['steps'][-1]}")]:
+        cells = [f"{x:.1f}" if name == "conciseness" else f"{x:.4f}" for name, x in zip(run["objectives"], shown[i])]
+        rows.append([label, *cells, f"{hypervolume(run['points'][: i + 1], np.zeros(len(names))):.4f}"])
+    return aligned(rows)
 
 
 def main():

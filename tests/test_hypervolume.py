@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 import hypervolume as module
-from hypervolume import ParetoBuffer, hypervolume, meta_reward, pareto_front, performance, plot_fronts, read_run
+from hypervolume import (
+    ParetoBuffer, before_and_after, hypervolume, meta_reward, pareto_front, performance, plot_curves, plot_fronts, read_run,
+    write_whole,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 # Inputs and outputs of the functions in the paper authors' repository, at commit 238fe65.
@@ -205,7 +208,7 @@ def evaluation(step, accuracy, length, clarity):
             "eval/conciseness": 0.123, "eval/hypervolume": 0.1}
 
 
-ARGS = {"objectives": ["accuracy", "conciseness", "clarity"], "max_new_tokens": 100, "weighting": "static", "seed": 1}
+ARGS = {"objectives": ["accuracy", "conciseness", "clarity"], "max_new_tokens": 100, "weighting": "fixed", "seed": 1}
 RUN_A = [evaluation(0, 0.1, 90.0, 0.1), {"step": 1, "train/loss": 0.5}, {"step": 1, "val/accuracy": 0.9},
          evaluation(2, 0.5, 50.0, 0.5), evaluation(4, 0.4, 20.0, 0.5)]
 RUN_B = [evaluation(0, 0.1, 90.0, 0.1), evaluation(2, 0.2, 30.0, 0.9)]
@@ -252,7 +255,7 @@ def test_performance_is_in_maximised_coordinates():
 
 def test_read_run_keeps_the_evaluations_on_the_test_split(runs):
     run = read_run(runs / "A")
-    assert [run[key] for key in ("name", "weighting", "max_new_tokens")] == ["A", "static", 100]
+    assert [run[key] for key in ("name", "weighting", "max_new_tokens")] == ["A", "fixed", 100]
     assert run["objectives"] == ARGS["objectives"]
     assert run["steps"].tolist() == [0, 2, 4]
     np.testing.assert_allclose(run["points"], [[0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [0.4, 0.8, 0.5]])
@@ -264,7 +267,7 @@ def test_command_line_prints_the_table_and_writes_the_picture(runs):
     header, a, b = done.stdout.splitlines()
     assert header.split("  ")[0] == "run" and header.index("hypervolume") == a.index("0.1850") == b.index("0.1260")
     # A: 0.5^3 and, beyond it, 0.4 * 0.5 * (0.8 - 0.5). B: 0.2 * 0.7 * 0.9.
-    assert a.split() == ["A", "static", "2", "0.1850", "0.5000", "20.0", "0.5000"]
+    assert a.split() == ["A", "fixed", "2", "0.1850", "0.5000", "20.0", "0.5000"]
     assert b.split() == ["B", "hypervolume", "1", "0.1260", "0.2000", "30.0", "0.9000"]
     assert files(runs.parent) == [runs.parent / "fronts.png", *files(runs)]
     assert (runs.parent / "fronts.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -334,6 +337,63 @@ def test_a_failed_picture_leaves_the_old_one_and_nothing_else(runs, monkeypatch)
     with pytest.raises(OSError):
         plot_fronts([read_run(runs / "A")], picture)
     assert files(runs) == before and picture.read_text() == "old"
+
+
+def curves(monkeypatch, folder):
+    """The axes of curves.png, by title."""
+    figures = []
+
+    class Recorded(module.Figure):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            figures.append(self)
+
+    monkeypatch.setattr(module, "Figure", Recorded)
+    plot_curves(folder)
+    return {axes.get_title(): axes for axes in figures[0].axes}
+
+
+def test_curves_show_the_numbers_of_the_metrics(runs, monkeypatch):
+    steps = [{"step": 1, "rewards/accuracy/mean": 0.5, "weights/accuracy": 0.4, "influence/accuracy": -1.0},
+             {"step": 2, "rewards/accuracy/mean": 0.7, "weights/accuracy": 0.3, "influence/accuracy": 2.0}]
+    folder = write_run(runs / "C", [RUN_A[0], *steps, RUN_A[-1]])
+    panels = curves(monkeypatch, folder)
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = {(title, line.get_label()): line.get_xydata().tolist() for title, a in panels.items() for line in a.lines}
+    assert lines[("mean reward of the rollouts", "accuracy")] == [[1, 0.5], [2, 0.7]]
+    assert lines[("weights", "accuracy")] == [[1, 0.4], [2, 0.3]]
+    assert lines[("influence, Eq. (3)", "accuracy")] == [[1, -1], [2, 2]]
+    assert lines[("test split, greedy", "clarity")] == [[0, 0.1], [4, 0.5]]
+    assert lines[("mean length (tokens)", "test split, greedy")] == [[0, 90], [4, 20]]
+    assert not panels["r_pareto, Eq. (1)"].lines and "not measured" in panels["r_pareto, Eq. (1)"].texts[0].get_text()
+
+
+def test_before_and_after_are_the_first_and_the_last_evaluation(runs):
+    header, before, after = before_and_after(runs / "A").splitlines()
+    assert header.split() == "test split accuracy length (tokens) clarity hypervolume".split()
+    # The first: 0.1^3. The last: all three so far, 0.5^3 and, beyond it, 0.4 * 0.5 * (0.8 - 0.5).
+    assert before.split() == ["initial", "model", "0.1000", "90.0", "0.1000", "0.0010"]
+    assert after.split() == ["after", "step", "4", "0.4000", "20.0", "0.5000", "0.1850"]
+
+
+def test_write_whole_replaces_files_and_folders_and_leaves_no_rest(tmp_path):
+    def write_folder(text):
+        return lambda path: (path.mkdir(), (path / "x").write_text(text))
+
+    for text in ("one", "two"):
+        write_whole(tmp_path / "file", lambda path: path.write_text(text))
+        write_whole(tmp_path / "folder", write_folder(text))
+        assert [path.read_text() for path in files(tmp_path)] == [text, text]
+
+    def fail(path):
+        path.mkdir()
+        (path / "x").write_text("half")
+        raise OSError
+
+    with pytest.raises(OSError):
+        write_whole(tmp_path / "folder", fail)
+    assert [path.read_text() for path in files(tmp_path)] == ["two", "two"]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 BROKEN_RUNS = {

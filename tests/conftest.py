@@ -1,0 +1,99 @@
+"""What the tests of the scripts share: tiny random models, a small dataset, and a run of a script in this process."""
+import importlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is not a folder must fail here, not on the network: before imports
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import rewards  # noqa: E402
+
+SCRIPTS = ["grpo_dynw"]
+SMALL = ["--steps", "2", "--prompts-per-step", "4", "--num-generations", "4", "--micro-batch-size", "5",
+         "--max-new-tokens", "12", "--eval-every", "1", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+
+
+def random_model(kind, tokenizer):
+    """A model of 4 layers with random weights, large enough that its distributions are far from uniform."""
+    torch.manual_seed(0)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    if kind == "gpt2":  # learned positions, biases, Conv1D, dropout
+        return GPT2LMHeadModel(GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=4, n_head=4, n_positions=128, initializer_range=0.3, **ends))
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, tie_word_embeddings=True,
+        initializer_range=0.2, **ends))
+
+
+@pytest.fixture(scope="session")
+def folders(tokenizer, tmp_path_factory):
+    """Folders of a random Qwen3 ("qwen3"), a random GPT-2 ("gpt2") and a dataset ("data")."""
+    base = tmp_path_factory.mktemp("inputs")
+    for kind in ("qwen3", "gpt2"):
+        model = random_model(kind, tokenizer)
+        # As chat models do, they come with several end tokens and sampling settings of their own.
+        model.generation_config.update(do_sample=True, temperature=0.3, top_k=2, top_p=0.5, repetition_penalty=1.5,
+                                       eos_token_id=[2, *range(40, 80)])
+        model.save_pretrained(base / kind)
+        tokenizer.save_pretrained(base / kind)
+    (base / "data").mkdir()
+    for split, size in {"train": 10, "validation": 6, "test": 6}.items():
+        lines = (ROOT / "tiny/data" / f"{split}.jsonl").read_text().splitlines(keepends=True)[:size]
+        (base / "data" / f"{split}.jsonl").write_text("".join(lines))
+    return {name: base / name for name in ("qwen3", "gpt2", "data")}
+
+
+@pytest.fixture
+def run(script, folders, tmp_path, monkeypatch):
+    """
+    run(*flags, name="run", model="qwen3"): runs the script, returns the lines of its metrics and its folder.
+
+    What random models say is never right: here, accuracy and clarity are of another kind, which they meet by chance.
+    """
+    monkeypatch.setattr(rewards, "OBJECTIVES", dict(rewards.OBJECTIVES))
+    rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 2)
+    rewards.OBJECTIVES["clarity"] = lambda response, **_: float(len(set(response)) > 8)
+
+    def call(*flags, name="run", model="qwen3"):
+        folder = tmp_path / name
+        flags = [*SMALL, "--model", folders[model], "--dataset", folders["data"], "--output-dir", folder, *flags]
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        script.main()
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], folder
+
+    return call
+
+
+@pytest.fixture
+def sgd(monkeypatch):
+    """Plain gradient steps of size 1 in place of AdamW, which would hide a gradient's scale."""
+    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **_: torch.optim.SGD(parameters, lr=1.0))
+
+
+def without_times(metrics):
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k != "tokens_per_second"}
+            for line in metrics]
+
+
+def copy_scripts(folder, *names):
+    for name in names:
+        shutil.copy(ROOT / name, folder)

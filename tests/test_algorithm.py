@@ -1,0 +1,260 @@
+"""Rollouts, log-probabilities, advantages, losses and weights, each against an independent source."""
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_model
+from torch import nn
+from transformers import GenerationConfig
+from transformers.pytorch_utils import Conv1D
+
+# Inputs and outputs of the functions in the paper authors' repository, at commit 238fe65.
+ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text())
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [4, 5], [30, 31, 32, 33], [3, 4, 5, 6]]
+
+
+def rollouts(script, kind, tokenizer, limit=16, ends=(2, 7, *range(40, 80))):
+    """A random model with several end tokens, its pad among them, and one sampled response to each of PROMPTS."""
+    model = random_model(kind, tokenizer).eval()
+    model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
+    torch.manual_seed(1)
+    return model, script.rollout(model, PROMPTS, limit, sample=True)
+
+
+# Rollouts
+
+
+def test_responses_go_up_to_the_first_of_several_end_tokens(script):
+    rows = [[5, 9, 5, 9, 1], [9, 9, 9, 9, 9], [5, 5, 5, 5, 5], [8, 5, 9, 5, 5], [5, 5, 5, 5, 8]]
+    mask = script.up_to_first_end(torch.tensor(rows), [9, 8])
+    for row, got in zip(rows, mask.tolist()):
+        ends = [i for i, token in enumerate(row) if token in (9, 8)]
+        length = ends[0] + 1 if ends else len(row)
+        assert got == [i < length for i in range(len(row))]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_rollout_masks_count_the_end_token_though_it_is_the_pad_token(script, kind, tokenizer):
+    model, batch = rollouts(script, kind, tokenizer)
+    P = max(map(len, PROMPTS))
+    texts, lengths, cut_off = script.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    assert len(set(lengths)) > 2  # else this shows little
+    for i, prompt in enumerate(PROMPTS):
+        assert batch["ids"][i, P - len(prompt) : P].tolist() == prompt
+        response = batch["ids"][i, P : P + lengths[i]].tolist()
+        ends = [token in model.generation_config.eos_token_id for token in response]
+        assert not any(ends[:-1])
+        assert cut_off[i] == (not ends[-1]) and (ends[-1] or lengths[i] == 16)
+        assert batch["response_mask"][i].sum() == lengths[i]
+        expected = [0] * (P - len(prompt)) + [1] * (len(prompt) + lengths[i])
+        assert batch["attention_mask"][i].tolist() == expected + [0] * (batch["ids"].shape[1] - len(expected))
+        assert texts[i] == tokenizer.decode(response, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders):
+    """The models' own settings (temperature 0.3, top-k 2, a repetition penalty) would leave two tokens of 300."""
+    model, tokenizer, settings = script.load_model(str(folders[kind]), "cpu")
+    assert settings.top_k == 2
+    torch.manual_seed(0)
+    batch = script.rollout(model, [[5, 6, 7]] * 20000, 1, sample=True)
+    counts = torch.bincount(batch["ids"][:, 3], minlength=len(tokenizer)).double()
+    with torch.no_grad():
+        expected = 20000 * model(torch.tensor([[5, 6, 7]])).logits[0, -1].double().softmax(0)
+    common = expected >= 5
+    assert common.sum() > 10
+    chi2 = ((counts - expected)[common] ** 2 / expected[common]).sum().item()
+    degrees = common.sum().item()
+    assert chi2 < degrees + 5 * math.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
+    model = random_model(kind, tokenizer).eval()
+    model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=2, do_sample=True)
+    batch = script.rollout(model, PROMPTS, 5, sample=False)
+    for prompt, got in zip(PROMPTS, batch["ids"][:, -5:].tolist()):
+        sequence = list(prompt)
+        for token in got:
+            assert model(torch.tensor([sequence])).logits[0, -1].argmax() == token
+            if token == 2:
+                break
+            sequence.append(token)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_log_probabilities_are_those_of_each_sequence_alone(script, kind, tokenizer):
+    """Padding, positions and micro-batches change nothing. GPT-2's learned positions show what rotary ones hide."""
+    model, batch = rollouts(script, kind, tokenizer)
+    model = model.double()
+    whole = script.token_logprobs(model, batch)
+    for i, prompt in enumerate(PROMPTS):
+        n = int(batch["response_mask"][i].sum())
+        response = batch["ids"][i, max(map(len, PROMPTS)) :][:n]
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1]
+        expected = torch.log(torch.softmax(logits, -1))[torch.arange(n), response]
+        torch.testing.assert_close(whole[i, :n].double(), expected, rtol=0, atol=1e-5)
+    for size in (1, 4, 6):
+        for micro in script.micro_batches(batch, torch.tensor([5, 1, 2, 0]), size):
+            part, mask = script.token_logprobs(model, micro), micro["response_mask"]
+            reference = whole[micro["rows"]][:, : mask.shape[1]]
+            torch.testing.assert_close(part[mask], reference[mask], rtol=0, atol=1e-5)
+
+
+def test_micro_batches_hold_every_row_once_and_no_padding_that_all_share(script, tokenizer):
+    _, batch = rollouts(script, "qwen3", tokenizer)
+    rows = torch.tensor([5, 1, 2, 0])
+    micros = script.micro_batches(batch, rows, 3)
+    assert sorted(torch.cat([m["rows"] for m in micros]).tolist()) == [0, 1, 2, 5]
+    assert [len(m["rows"]) for m in micros] == [3, 1]
+    for micro in micros:
+        assert micro["attention_mask"][:, 0].any() and micro["response_mask"][:, -1].any()
+        assert micro["response_mask"].sum() == batch["response_mask"][micro["rows"]].sum()
+        assert micro["attention_mask"].sum() == batch["attention_mask"][micro["rows"]].sum()
+
+
+def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own(script):
+    problems = list(range(7))
+    flat = [p for step in range(1, 15) for p in script.problems_of_step(problems, step, 3, seed=1)]
+    epochs = [flat[i : i + 7] for i in range(0, 42, 7)]
+    assert all(sorted(epoch) == problems for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+    assert list(script.problems_of_step(problems, 5, 3, seed=1)) == flat[12:15]
+    assert list(script.problems_of_step(problems, 1, 7, seed=2)) != epochs[0]
+
+
+# Advantages, losses
+
+
+# The authors leave the reward of a single response as it is. Here, one response to a problem is refused.
+@pytest.mark.parametrize("case", [case for case in ORACLE["advantages"] if case["group_size"] > 1])
+def test_advantages_of_the_authors(script, case):
+    name = {"grpo_dynw": "grpo"}[script.__name__]
+    got = script.advantage(torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), case["group_size"])
+    torch.testing.assert_close(got, torch.tensor(case[name]), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ORACLE["kl"])
+def test_kl_of_the_authors(script, case):
+    name = {"grpo_dynw": "low_var_kl"}[script.__name__]
+    got = script.kl_penalty(torch.tensor(case["logprob"]), torch.tensor(case["ref_logprob"]))
+    torch.testing.assert_close(got, torch.tensor(case[name]), rtol=1e-5, atol=2e-5)
+
+
+def test_the_gradient_of_the_kl_penalty(script):
+    """By hand: k3 = exp(d) - d - 1 with d = reference - logprob, so that its derivative by logprob is 1 - exp(d)."""
+    logprobs = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([-1.5, -0.7, -0.5], dtype=torch.float64)
+    script.kl_penalty(logprobs, reference).sum().backward()
+    expected = {"grpo_dynw": 1 - (reference - logprobs).exp()}[script.__name__]
+    torch.testing.assert_close(logprobs.grad, expected.detach())
+
+
+@pytest.mark.parametrize("case", ORACLE["policy_loss"])
+def test_policy_loss_of_the_authors(script, case):
+    old, new = torch.tensor(case["old_logprob"]), torch.tensor(case["logprob"])
+    mask = torch.arange(old.shape[1]) < torch.tensor(case["lengths"])[:, None]
+    advantages = torch.tensor(case["advantage"])
+    loss, clipped = script.policy_loss(new, old, advantages, 0.2, 0.2, 3.0)
+    assert loss[mask].mean() == pytest.approx(case["loss_clip_02_dual_3"], abs=2e-6)
+    assert clipped[mask].float().mean() == pytest.approx(case["clip_fraction"], abs=1e-6)
+    loss, _ = script.policy_loss(new, old, advantages, 1e9, 1e9, 1e9)
+    assert loss[mask].mean() == pytest.approx(case["loss_clip_off"], abs=2e-6)
+
+
+def test_the_gradient_of_the_policy_loss_at_ratio_one_is_minus_the_advantage(script):
+    logprobs = torch.tensor([[-1.0, -2.0], [-3.0, -0.1]], requires_grad=True)
+    loss, clipped = script.policy_loss(logprobs, logprobs.detach(), torch.tensor([2.0, -0.5]), 0.2, 0.2, 3.0)
+    loss.sum().backward()
+    assert logprobs.grad.tolist() == [[-2.0, -2.0], [0.5, 0.5]] and not clipped.any()
+
+
+# Gradient-based weighting
+
+
+def test_influence_and_weights_of_two_gradients_by_hand(script):
+    """g_1 = (3, 4), of norm 5, becomes (.6, .8); g_2 = (.5, 0) stays. I = (.6 * 1.1 + .8 * .8, .5 * 1.1)."""
+    g = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64)
+    influence = script.influence(g @ g.T)
+    assert influence.tolist() == pytest.approx([1.3, 0.55], abs=1e-12)
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    a, b = 0.3 * math.exp(0.13), 0.7 * math.exp(0.055)
+    got = script.updated_weights(weights, influence, learning_rate=1e-6, mu=1e-5)
+    assert got.tolist() == pytest.approx([a / (a + b), b / (a + b)], abs=1e-6)
+    got = script.updated_weights(torch.tensor([0.0, 1.0]), influence, learning_rate=1e-6, mu=1e-5)
+    assert got.tolist() == [0.0, 1.0]
+
+
+class OneLayer(nn.Module):
+    """Logits W x of one-hot tokens, W = 0: the gradient of log p(y | x) by W is (e_y - 1/V) e_x^T."""
+
+    def __init__(self, V):
+        super().__init__()
+        self.V, self.layers = V, nn.ModuleList([nn.Linear(V, V, bias=False)])
+        nn.init.zeros_(self.layers[0].weight)
+
+    def forward(self, input_ids, logits_to_keep, **_):
+        logits = self.layers[0](nn.functional.one_hot(input_ids, self.V).float())
+        return type("Output", (), {"logits": logits[:, -logits_to_keep:]})
+
+
+def test_gram_matrix_of_a_closed_form(script):
+    """
+    Prompts of one token, 0 and 1, responses of one, 2 and 0, each 2 of 2 tokens: g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2.
+    The two differ in x, so their gradients are orthogonal, of squared norm (2/3) / 4.
+    """
+    model = OneLayer(3)
+    ids = torch.tensor([[0, 2], [1, 0]])
+    micros = [{"rows": torch.tensor([i]), "ids": ids[i : i + 1], "attention_mask": torch.ones(1, 2, dtype=torch.long),
+               "response_mask": torch.ones(1, 1, dtype=torch.bool)} for i in (1, 0)]
+    A = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    gram = script.gram_matrix(model, model.layers, micros, A, torch.tensor(2))
+    expected = A @ A.T * (2 / 3) / 4
+    torch.testing.assert_close(gram, expected.double(), rtol=1e-6, atol=0)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert micros[0]["old_logprobs"].item() == pytest.approx(-math.log(3))
+
+
+def separate_passes(script, model, layers, batch, A):
+    """K forward and backward passes: the gradients of the linear maps' weights in `layers`, as a matrix (K, P)."""
+    weights = [m.weight for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    mask = batch["response_mask"]
+    gradients = []
+    for advantages in A:
+        logprobs = script.token_logprobs(model, batch)
+        loss = -(advantages[:, None] * logprobs * mask).sum() / mask.sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+    return torch.stack(gradients)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("K", [2, 3, 8])
+@pytest.mark.parametrize("size", [2, 6])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 1e-3)])
+def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, tolerance, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))  # the log-probabilities' float32
+    model, batch = rollouts(script, kind, tokenizer)
+    layers = script.middle_layers(model, [0.25, 0.75])
+    reward = torch.rand(K, len(PROMPTS), generator=torch.Generator().manual_seed(K))
+    lengths = batch["response_mask"].sum(1)
+    A = torch.stack([script.advantage(r, lengths, 3) for r in reward]).double()
+    expected = separate_passes(script, model.double(), layers, batch, A)
+    expected = expected @ expected.T
+    micros = script.micro_batches(batch, torch.arange(len(PROMPTS)), size)
+    gram = script.gram_matrix(model.to(dtype), layers, micros, A.to(dtype), lengths.sum())
+    assert (gram - expected).norm() / expected.norm() <= tolerance
+    for micro in micros:
+        torch.testing.assert_close(micro["old_logprobs"], script.token_logprobs(model, micro))
+
+
+@pytest.mark.parametrize("count, expected", [(1, [0]), (2, [0]), (3, [0, 1]), (4, [1, 2]), (6, [1, 2, 3]),
+                                             (36, list(range(9, 27)))])
+def test_the_middle_half_of_the_decoder_layers(script, count, expected):
+    model = nn.Module()
+    model.config = type("Config", (), {"num_hidden_layers": count})
+    model.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(count)])
+    layers = list(script.middle_layers(model, [0.25, 0.75]))
+    assert [list(model.layers).index(layer) for layer in layers] == expected

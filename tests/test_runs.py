@@ -1,0 +1,357 @@
+"""Whole runs of the scripts, on tiny random models: what is trained, written, resumed, refused."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, copy_scripts, without_times
+from safetensors.torch import load_file
+
+import hypervolume
+import rewards
+
+WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
+
+
+def weights_of(folder):
+    return load_file(folder / "model/model.safetensors")
+
+
+def command(script, folders, output, *flags):
+    """The command line of a small run."""
+    small = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", output]
+    return [sys.executable, str(ROOT / f"{script.__name__}.py"), *map(str, [*small, *flags])]
+
+
+# What a run writes
+
+
+@pytest.mark.parametrize("model", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_run_changes_every_parameter_and_writes_what_it_says(run, folders, weighting, model, capsys):
+    metrics, folder = run("--weighting", weighting, model=model)
+    before, after = load_file(folders[model] / "model.safetensors"), weights_of(folder)
+    assert before.keys() == after.keys()
+    unchanged = [name for name in before if torch.equal(before[name], after[name])]
+    # GPT-2's key biases move every attention score of a query alike: their gradient is rounding, if anything.
+    assert not unchanged
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "args.json", "completions.jsonl", "curves.png", "fronts.png", "metrics.jsonl", "model"]
+    settings = [json.loads((path / "generation_config.json").read_text()) for path in (folders[model], folder / "model")]
+    assert settings[0] == settings[1] and settings[0]["top_k"] == 2
+    assert [line["step"] for line in metrics] == [0, 1, 2]
+    names = rewards.OBJECTIVES
+    every = ["reward", "loss", "grad_norm", "clip_fraction", "meta_reward", "learning_rate", "tokens_per_second",
+             "completions/mean_length", "completions/clipped_ratio", "time/rollout", "time/probe", "time/update",
+             "time/validate", "eval/mean_length", "eval/clipped_ratio", "eval/hypervolume"]
+    every += [key.format(name) for name in names for key in ("rewards/{}/mean", "rewards/{}/frac_zero_std",
+                                                             "weights/{}", "eval/{}")]
+    if weighting == "gradient":
+        every += [f"influence/{name}" for name in names]
+    if weighting == "hypervolume":
+        every += ["delta_hv", "val/mean_length", *(f"val/{name}" for name in names)]
+    for line in metrics[1:]:
+        assert set(every) <= line.keys()
+        assert all(math.isfinite(value) for value in line.values())
+        assert sum(line[f"weights/{name}"] for name in names) == pytest.approx(1, abs=1e-9)
+    moved = [metrics[-1][f"weights/{name}"] != 1 / 3 for name in names]
+    assert all(moved) if weighting == "gradient" else not any(moved)
+    args = json.loads((folder / "args.json").read_text())
+    assert args["weighting"] == weighting and args["versions"]["torch"] == torch.__version__
+    out = capsys.readouterr().out
+    assert "initial model" in out and "after step 2" in out
+
+
+def test_copies_of_three_files_are_a_working_program(script, folders, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    copy_scripts(tmp_path / "elsewhere", f"{script.__name__}.py", "hypervolume.py", "rewards.py")
+    line = command(script, folders, tmp_path / "run", "--steps", "1", "--weighting", "gradient")
+    line[1] = f"{script.__name__}.py"
+    done = subprocess.run(line, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_two_runs_of_one_seed_agree_bit_for_bit(run, weighting):
+    one, folder_one = run("--weighting", weighting, name="one")
+    two, folder_two = run("--weighting", weighting, name="two")
+    other, _ = run("--weighting", weighting, "--seed", "2", name="other")
+    assert without_times(one) == without_times(two) != without_times(other)
+    a, b = weights_of(folder_one), weights_of(folder_two)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, folders):
+    metrics, folder = run("--steps", "1")
+    samples = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+    problems = [json.loads(line) for line in (folders["data"] / "test.jsonl").read_text().splitlines()]
+    assert [s["answer"] for s in samples] == [p["answer"] for p in problems]
+    for name in ("accuracy", "clarity"):
+        scores = rewards.score([name], [s["response"] for s in samples], [p["answer"] for p in problems], [0] * 6, 0)
+        assert metrics[-1][f"eval/{name}"] == pytest.approx(sum(map(sum, scores)) / 6)
+    length = sum(s["mean_length"] for s in samples) / 6
+    assert metrics[-1]["eval/mean_length"] == pytest.approx(length)
+    assert metrics[-1]["eval/conciseness"] == pytest.approx(1 - length / 12)
+    points = [[line[f"eval/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
+    for i, line in enumerate(metrics):
+        assert line["eval/hypervolume"] == hypervolume.hypervolume(points[: i + 1], [0, 0, 0])
+
+
+def test_own_objectives_by_name(run):
+    @rewards.objective
+    def evenness(response, **_):
+        return float(len(response) % 2 == 0)
+
+    metrics, _ = run("--objectives", "evenness", "accuracy", "--weights", "0.75", "0.25", "--weighting", "gradient")
+    assert metrics[1]["weights/evenness"] == pytest.approx(0.75, abs=0.05)
+    assert "rewards/evenness/mean" in metrics[1] and "rewards/clarity/mean" not in metrics[1]
+
+
+# Rewards and advantages in the loop
+
+
+def spy(monkeypatch, module, name):
+    """Records the arguments and results of calls to module.name."""
+    calls, function = [], getattr(module, name)
+
+    def wrapped(*args, **kwargs):
+        result = function(*args, **kwargs)
+        calls.append((args, result))
+        return result
+
+    monkeypatch.setattr(module, name, wrapped)
+    return calls
+
+
+def test_conciseness_compares_with_the_mean_over_all_training_rollouts_so_far(run, monkeypatch):
+    calls = spy(monkeypatch, rewards, "score")
+    run("--steps", "3", "--eval-every", "3")
+    lengths, training = [], [args for args, _ in calls if len(args[1]) == 16]
+    assert len(training) == 3
+    for _, _, _, batch, mean_length in training:
+        lengths += batch
+        assert mean_length == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, script, monkeypatch):
+    """Advantages have mean 0 over the responses of a group, but not over their tokens: the loss is small, not 0."""
+    calls = spy(monkeypatch, script, "policy_loss")
+    metrics, _ = run("--steps", "1", "--micro-batch-size", "16")
+    (logprobs, old, A, *_), (_, clipped) = calls[0]
+    assert torch.allclose(logprobs, old, atol=1e-6) and not clipped.any()
+    rows = spy(monkeypatch, script, "micro_batches")
+    metrics, _ = run("--steps", "1", "--micro-batch-size", "16", name="again")
+    lengths = rows[0][1][0]["response_mask"].sum(1)
+    assert metrics[1]["loss"] == pytest.approx(-(A * lengths).sum().item() / lengths.sum().item(), abs=1e-6)
+    assert abs(metrics[1]["loss"]) > 1e-4
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_micro_batches_do_not_change_the_gradient(run, sgd, updates):
+    """Token means are over the whole update: with means per micro-batch, short ones would weigh as much as long."""
+    results = {}
+    for size in (1, 3, 16):
+        flags = ["--micro-batch-size", size, "--updates-per-step", updates, "--steps", 1, "--max-grad-norm", 1e9]
+        metrics, folder = run(*flags, "--weighting", "gradient", name=f"size{size}")
+        results[size] = metrics[1], weights_of(folder)
+    for size in (1, 3):
+        for name, value in results[16][1].items():
+            torch.testing.assert_close(results[size][1][name], value, rtol=1e-4, atol=1e-5)
+        for name in ("loss", "grad_norm", "reward", "influence/accuracy", "influence/clarity", "clip_fraction"):
+            assert results[size][0][name] == pytest.approx(results[16][0][name], rel=1e-3, abs=1e-6)
+
+
+def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch):
+    calls = spy(monkeypatch, script, "policy_loss")
+    run("--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01")
+    first, second = [(args[0] - args[1]).abs().max() for args, _ in calls]
+    assert first < 1e-5 < 1e-2 < second
+
+
+def hypervolume_run(run, monkeypatch, script, name, factor, *flags):
+    monkeypatch.setattr(script, "meta_reward", lambda delta_hv: factor)
+    metrics, folder = run("--weighting", "hypervolume", *flags, name=name)
+    assert [line.get("meta_reward") for line in metrics] == [None, 1.0, factor]
+    return weights_of(folder)
+
+
+def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(run, sgd, script, monkeypatch):
+    """GRPO divides by the standard deviation, which takes a factor on the reward out again."""
+    flags = ["--max-grad-norm", "1e9"] + (["--kl-coefficient", "0"] if hasattr(script.Args, "kl_coefficient") else [])
+    one = hypervolume_run(run, monkeypatch, script, "one", 1.0, *flags)
+    moves = {}
+    for where in ("advantage", "reward"):
+        two = hypervolume_run(run, monkeypatch, script, where, 2.0, *flags, "--meta-reward-on", where)
+        moves[where] = max((two[name] - one[name]).abs().max() for name in one)
+    assert moves["reward"] < 1e-4 < 1e-2 < moves["advantage"]
+
+
+def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(run):
+    metrics, _ = run("--weighting", "hypervolume", "--steps", "4", "--eval-every", "4", "--learning-rate", "0.02")
+    points = [[line[f"val/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
+    for i, line in enumerate(metrics[1:], 1):
+        gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(points[:i], [0] * 3)
+        assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
+        expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(metrics[i - 1]["delta_hv"])
+        assert line["meta_reward"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_hypervolume_above_the_initial_model(run, monkeypatch, script):
+    seen = spy(monkeypatch, script, "ParetoBuffer")
+    metrics, _ = run("--weighting", "hypervolume", "--hv-reference", "initial")
+    (reference,), _ = seen[0]
+    assert reference == [metrics[0][f"val/{name}"] for name in rewards.OBJECTIVES]
+
+
+def test_weights_follow_the_influence(run):
+    metrics, _ = run("--weighting", "gradient", "--steps", "3", "--mu", "1e-4", "--learning-rate", "1e-3")
+    w = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for line in metrics[1:]:
+        influence = torch.tensor([line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+        w = w * torch.exp(1e-3 * influence / 1e-4)
+        w = w / w.sum()
+        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
+    assert (w - 1 / 3).abs().max() > 1e-3
+
+
+def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch, capsys):
+    function = script.policy_loss
+    monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
+    _, folder = run("--weighting", "gradient")
+    assert "not finite" in "".join(capsys.readouterr())
+    before, after = load_file(folders["qwen3"] / "model.safetensors"), weights_of(folder)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(script, folders, tmp_path, weighting):
+    flags = ["--weighting", weighting, "--checkpoint-every", "2", "--steps", "7", "--updates-per-step", "2"]
+    subprocess.run(command(script, folders, tmp_path / "whole", *flags), check=True, capture_output=True)
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(script, folders, folder, *flags[:-4], "--steps", "1000", *flags[-2:]), stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while not (folder / "checkpoint.pt").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] < 7
+    line = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--resume", str(folder), "--steps", "7"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = weights_of(tmp_path / "whole"), weights_of(folder)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    metrics = [hypervolume.read_metrics(path) for path in (tmp_path / "whole", folder)]
+    assert without_times(metrics[0]) == without_times(metrics[1])
+    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script, monkeypatch, capsys):
+    _, folder = run("--steps", "1")
+    for flags, message in [(["--seed", "5"], "seed was 1"), ([], "checkpoint")]:
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
+        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        with pytest.raises(SystemExit) as stop:
+            script.main()
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Bad input
+
+
+def dataset(folder, **splits):
+    folder.mkdir()
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+GOOD = [{"problem": "What is 1+1?", "answer": "2"}] * 4
+BAD = {
+    "unknown flag": ["--no-such-flag", "1"],
+    "unknown choice": ["--weighting", "magic"],
+    "not a number": ["--steps", "many"],
+    "unknown objective": ["--objectives", "accuracy", "beauty"],
+    "one objective": ["--objectives", "accuracy"],
+    "an objective twice": ["--objectives", "accuracy", "accuracy"],
+    "negative weight": ["--weights", "1.5", "-0.5", "0"],
+    "weights that do not sum to 1": ["--weights", "0.3", "0.3", "0.3"],
+    "too few weights": ["--weights", "0.5", "0.5"],
+    "weights that are not numbers": ["--weights", "nan", "0.5", "0.5"],
+    "one rollout a prompt": ["--num-generations", "1"],
+    "no step": ["--steps", "0"],
+    "no mu": ["--mu", "0"],
+    "negative clip": ["--clip-low", "-1"],
+    "probe layers out of order": ["--probe-layers", "0.75", "0.25"],
+    "one probe layer": ["--probe-layers", "0.75"],
+    "updates that do not divide": ["--updates-per-step", "3"],
+    "no such device": ["--device", "toaster"],
+    "no such model": ["--model", "no/such-model"],
+    "not a model": ["--model", "{empty}"],
+    "no such dataset": ["--dataset", "no/such-dataset"],
+    "empty dataset": ["--dataset", "{empty}"],
+    "missing columns": ["--dataset", "{columns}"],
+    "missing split": ["--dataset", "{split}"],
+    "empty split": ["--dataset", "{nothing}"],
+    "no validation split": ["--dataset", "{unvalidated}", "--weighting", "hypervolume"],
+    "broken data": ["--dataset", "{broken}"],
+    "no prompt within the limit": ["--max-prompt-tokens", "3"],
+    "a run folder that exists": ["--output-dir", "{empty}"],
+    "nothing to resume": ["--resume", "{empty}"],
+    "a package that is not there": ["--report-to", "wandb"],
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(run, tmp_path, monkeypatch, capfd, script, name):
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    paths = {
+        "empty": inputs / "empty",
+        "columns": dataset(inputs / "columns", train=[{"question": "1+1?"}] * 4, test=[{"question": "1+1?"}]),
+        "split": dataset(inputs / "split", train=GOOD),
+        "nothing": dataset(inputs / "nothing", train=GOOD, test=[]),
+        "unvalidated": dataset(inputs / "unvalidated", train=GOOD, test=GOOD),
+        "broken": dataset(inputs / "broken", train=GOOD, test=GOOD),
+    }
+    paths["empty"].mkdir()
+    (paths["broken"] / "train.jsonl").write_text('{"problem": ')
+    monkeypatch.chdir(tmp_path)
+    if name == "a package that is not there":
+        monkeypatch.setattr(script.importlib.util, "find_spec", lambda package: None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run(*[flag.format(**paths) for flag in BAD[name]])
+    captured = capfd.readouterr()
+    assert stop.value.code == 2
+    message = captured.err.splitlines()[-1]
+    assert message.startswith(f"{script.__name__}.py: error: ") and len(captured.err.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_prompts_over_the_limit_are_left_out_and_counted(run, tokenizer, tmp_path, capsys):
+    long = [{"problem": "What is " + "+".join(["1"] * 30) + "?", "answer": "30"}]
+    data = dataset(tmp_path / "data", train=GOOD + long, test=GOOD)
+    run("--dataset", data, "--steps", "1")
+    assert "train: left out 1 of 5 problems" in capsys.readouterr().out
+
+
+def test_help_names_every_flag(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["script", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for field in script.dataclasses.fields(script.Args):
+        assert "--" + field.name.replace("_", "-") in out

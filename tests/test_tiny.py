@@ -1,0 +1,63 @@
+"""The embedded model and data: what tiny/README.md says of them."""
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+import grpo_dynw
+import rewards
+
+TINY = ROOT / "tiny"
+SPLITS = {split: [json.loads(line) for line in (TINY / f"data/{split}.jsonl").read_text().splitlines()]
+          for split in ("train", "validation", "test")}
+
+
+def test_the_data_are_right_and_the_splits_disjoint():
+    assert {split: len(rows) for split, rows in SPLITS.items()} == {"train": 4000, "validation": 100, "test": 200}
+    everything = [row for rows in SPLITS.values() for row in rows]
+    assert len({row["problem"] for row in everything}) == len(everything)
+    for row in everything:
+        assert row.keys() == {"problem", "answer"}
+        terms = re.fullmatch(r"What is (\d+(?:[+-]\d+){2,4})\?", row["problem"]).group(1)
+        assert str(eval(terms)) == row["answer"]
+
+
+def test_the_model_is_a_small_qwen3_in_float32():
+    weights = load_file(TINY / "model/model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert 0.5e6 < sum(w.numel() for w in weights.values()) < 1.5e6
+    assert (TINY / "model/model.safetensors").stat().st_size <= 8e6
+    assert AutoConfig.from_pretrained(TINY / "model").architectures == ["Qwen3ForCausalLM"]
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_it_starts_able_wordy_and_often_unfinished(sample):
+    model, tokenizer, _ = grpo_dynw.load_model(str(TINY / "model"), "cpu")
+    problems = grpo_dynw.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
+    assert len(problems) == 200
+    torch.manual_seed(1)
+    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in problems], 96, sample)
+    texts, lengths, cut_off = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in problems], lengths, 0)
+    accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
+    assert 0.3 <= accuracy <= 0.65
+    assert 0.15 <= clarity <= 0.7
+    assert sum(lengths) / 200 >= 0.6 * 96
+    assert 0.05 <= sum(cut_off) / 200 <= 0.5
+
+
+def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
+    command = [sys.executable, TINY / "make_tiny.py", "--output", tmp_path, "--skill-updates", "1",
+               "--manner-updates", "1"]
+    subprocess.run(command, check=True, capture_output=True)
+    for split in SPLITS:
+        assert (tmp_path / f"data/{split}.jsonl").read_bytes() == (TINY / f"data/{split}.jsonl").read_bytes()
+    assert (tmp_path / "model/tokenizer.json").read_bytes() == (TINY / "model/tokenizer.json").read_bytes()
+    model, _, settings = grpo_dynw.load_model(str(tmp_path / "model"), "cpu")
+    assert settings.top_k == 20 and model.generation_config.eos_token_id == [2]
