@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import random
-import tempfile
 from pathlib import Path
 
 import torch
