@@ -3,7 +3,7 @@
 GRPO on several objectives at once, with fixed or dynamic weights of their rewards.
 
 The method of "Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452), in
-one file. What differs from GRPO on one reward is marked by its equation's number:
+one file. What makes it more than GRPO on one reward is how the rewards are weighed:
 
     --weighting fixed        r = w . r_vec with constant weights w, the baseline
     --weighting hypervolume  w constant; what a step gains in validated hypervolume scales the next step (Alg. 1)
@@ -13,14 +13,15 @@ one file. What differs from GRPO on one reward is marked by its equation's numbe
 
 trains the embedded model on the embedded arithmetic in minutes on a CPU; --model and --dataset take your own.
 Everything that a run finds out is in its folder, runs/..., and `python hypervolume.py runs/A runs/B` compares runs.
+
+GRPO itself is between the lines `# --- algorithm: ... ---` and `# --- end ---`. The other scripts share all the rest.
 """
 # --- end ---
 import collections
-import contextlib
-import copy
 import dataclasses
-import importlib
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -46,20 +47,18 @@ from hypervolume import (
 )
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
+THREE = ["accuracy", "conciseness", "clarity"]
 
 
 @dataclass
 class Args:
     weighting: Literal["fixed", "hypervolume", "gradient"] = HfArg(default="fixed", help="how objectives are weighed")
-    objectives: list[str] = HfArg(
-        default_factory=lambda: ["accuracy", "conciseness", "clarity"], help="names registered in rewards.py, K >= 2")
+    objectives: list[str] = HfArg(default_factory=lambda: [*THREE], help="K >= 2 names that rewards.py registers")
     weights: list[float] = HfArg(default_factory=list, help="K initial weights, sum 1 (default: all equal)")
-    mu: float | None = HfArg(default=None, help="step size of the weights, Eq. (3) (default: 10 learning rates)")
-    probe_layers: list[float] = HfArg(
-        default_factory=lambda: [0.25, 0.75], help="the decoder layers that influence is measured on: from, to (of 1)")
+    mu: float | None = HfArg(default=None, help="smaller moves weights faster, Eq. (3) (default: 10 learning rates)")
+    probe_layers: list[float] = HfArg(default_factory=lambda: [0.25, 0.75], help="decoder layers of Eq. (3): from, to")
     meta_reward_on: Literal["advantage", "reward"] = HfArg(default="advantage", help="what r_pareto of Eq. (1) scales")
-    hv_reference: Literal["worst", "initial"] = HfArg(
-        default="worst", help="hypervolume above the worst corner or above the initial model")
+    hv_reference: Literal["worst", "initial"] = HfArg(default="worst", help="hypervolume above: worst corner, or start")
 
     model: str = HfArg(default=str(TINY / "model"), help="a causal language model: a folder, or a name on the Hub")
     dataset: str = HfArg(default=str(TINY / "data"), help="the same, with splits train, validation and test")
@@ -102,11 +101,13 @@ def parse_args():
     parser.error = fail
     args = Args(**vars(parser.parse_args()))
     if args.resume:
+        if not (Path(args.resume) / "checkpoint.pt").exists():
+            fail(f"--resume: {args.resume} has no checkpoint.pt, which --checkpoint-every N writes")
         try:
             saved = json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8"))
             saved = {field.name: saved[field.name] for field in dataclasses.fields(Args)}
         except (OSError, ValueError, KeyError) as error:
-            fail(f"--resume {args.resume}: no run to continue there ({type(error).__name__}: {error})")
+            fail(f"--resume: {args.resume}/args.json is not that of a run: {error!r}")
         parser.set_defaults(**saved)
         args = Args(**vars(parser.parse_args()))
         for name in saved.keys() - {"resume", "output_dir", "steps", "eval_every", "checkpoint_every", "report_to"}:
@@ -168,7 +169,7 @@ def load_model(name, device):
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
     except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--model {name}: {error}")
+        fail(f"--model: {name} is neither a folder with a model nor its name on the Hub: {error}")
     settings, own = model.generation_config, model.generation_config.eos_token_id
     end_ids = sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
     if not end_ids:
@@ -188,7 +189,7 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
     try:
         data = datasets.load_dataset(dataset)
     except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--dataset {dataset}: {error}")
+        fail(f"--dataset: {dataset} is neither a folder with data nor their name on the Hub: {error}")
     problems = {}
     for split in splits:
         if split not in data or len(data[split]) == 0:
@@ -210,7 +211,7 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
         if not problems[split]:
             fail(f"--dataset {dataset}: no prompt of split {split} is within {max_prompt_tokens} tokens")
         if left_out:
-            print(f"{split}: left out {left_out} of {len(data[split])} problems, longer than {max_prompt_tokens} tokens")
+            print(f"{split}: left out {left_out} of {len(data[split])} prompts, over {max_prompt_tokens} tokens")
     return problems
 
 
@@ -288,13 +289,9 @@ def token_logprobs(model, batch):
 
 
 # --- algorithm: advantage ---
-def advantage(reward, lengths, group_size):
-    """
-    GRPO: how many standard deviations a response is above the mean of its prompt's. reward, lengths: (N,) -> (N,).
-
-    The standard deviation is the unbiased one, as in the paper's code.
-    """
-    groups = reward.view(-1, group_size)  # (prompts, G)
+def advantage(reward, lengths, args):
+    """GRPO: how many (unbiased) standard deviations a response is above its group's mean. reward: (N,) -> (N,)."""
+    groups = reward.view(-1, args.num_generations)  # (prompts, G)
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True) + 1e-6)).flatten()
 
@@ -410,10 +407,8 @@ def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size,
         for problem, text, length, cut, values in zip(chunk, texts, lengths, cut_off, scores):
             samples.append({"prompt": problem["prompt"], "response": text, "answer": problem["answer"],
                             "mean_length": length, "clipped_ratio": cut, **dict(zip(objectives, values))})
-    metrics = {
-        prefix + name: float(np.mean([sample[name] for sample in samples]))
-        for name in [*objectives, "mean_length", "clipped_ratio"]
-    }
+    names = [*objectives, "mean_length", "clipped_ratio"]
+    metrics = {prefix + name: float(np.mean([sample[name] for sample in samples])) for name in names}
     point = performance(metrics, objectives, max_new_tokens, prefix)
     return {**metrics, **{prefix + name: x for name, x in zip(objectives, point)}}, point, samples
 
@@ -443,8 +438,8 @@ def load_checkpoint(path, policy, optimizer):
     """Restores policy, optimiser and random states from `path`. Returns the run's state."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        fail(f"--resume: cannot read {path} ({error.strerror}); --checkpoint-every N writes it")
+    except Exception as error:  # whatever unpickling a broken file raises
+        fail(f"--resume: {path} is broken: {error}")
     policy.load_state_dict(checkpoint["policy"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     torch.set_rng_state(checkpoint["cpu_rng"])
@@ -456,8 +451,9 @@ def load_checkpoint(path, policy, optimizer):
 def versions():
     """What a run depends on beside its arguments: library versions and the commit of this file's repository."""
     found = {module.__name__: module.__version__ for module in (torch, transformers, datasets, np)}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    return {"versions": {"python": sys.version.split()[0], **found}, "git_commit": commit.stdout.strip() or None}
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {"versions": {"python": sys.version.split()[0], **found}, "git_commit": commit or None}
 
 
 def start_log(folder, report_to, settings, step):
@@ -492,7 +488,7 @@ def main():
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
     problems = read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
     # --- algorithm: kl ---
-    reference = copy.deepcopy(policy).requires_grad_(False)  # the frozen initial policy
+    reference = load_model(args.model, args.device)[0].requires_grad_(False)  # the initial policy, frozen
     # --- end ---
     probed = middle_layers(policy, args.probe_layers)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
@@ -514,7 +510,10 @@ def main():
     }
     if args.resume:
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--output-dir: cannot make {folder}: {error.strerror}")
     settings = {**dataclasses.asdict(args), **versions()}
     write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     log = start_log(folder, args.report_to, settings, state["step"])
@@ -544,20 +543,21 @@ def main():
         state["total_responses"] += N
         mean_length = state["total_length"] / state["total_responses"]
         r_vec = rewards.score(names, texts, [p["answer"] for p in chosen], lengths, mean_length)
-        r_vec = torch.tensor(r_vec, device=args.device).T  # (K, N)
+        # float64: a rounding error between equal rewards of a group, over their spread of 0, would be an advantage.
+        r_vec = torch.tensor(r_vec, dtype=torch.float64, device=args.device).T  # (K, N)
         lengths = torch.tensor(lengths, device=args.device)  # (N,)
 
         # 3. Log-probabilities under the policy that sampled and, on the way, what the objectives' gradients share
         rows_of_updates = torch.arange(N, device=args.device).chunk(args.updates_per_step)
         updates = [micro_batches(batch, rows, args.micro_batch_size) for rows in rows_of_updates]
         micros = [micro for update in updates for micro in update]
-        I = None
+        influences = {}
         if args.weighting == "gradient":
-            A = torch.stack([advantage(r, lengths, G) for r in r_vec])  # (K, N)
+            A = torch.stack([advantage(r, lengths, args) for r in r_vec]).float()  # (K, N)
             I = influence(gram_matrix(policy, probed, micros, A, lengths.sum()))  # (K,)
-            w = torch.tensor(state["weights"], dtype=I.dtype, device=args.device)
-            w = updated_weights(w, I, args.learning_rate, args.mu)
+            w = updated_weights(I.new_tensor(state["weights"]), I, args.learning_rate, args.mu)
             state["weights"] = w.tolist() if w.isfinite().all() else state["weights"]
+            influences = {f"influence/{name}": value for name, value in zip(names, I.tolist())}
         else:
             for micro in micros:
                 with torch.no_grad():
@@ -565,12 +565,12 @@ def main():
         times.append(time.perf_counter())
 
         # 4. From K rewards to one advantage
-        r = torch.tensor(state["weights"], device=args.device) @ r_vec  # (N,)
+        r = r_vec.new_tensor(state["weights"]) @ r_vec  # (N,)
         # Scaling the reward, as the paper's code does, is undone where an advantage is divided by its spread.
         if args.meta_reward_on == "reward":
-            A = advantage(state["r_pareto"] * r, lengths, G)
+            A = advantage(state["r_pareto"] * r, lengths, args)
         else:
-            A = state["r_pareto"] * advantage(r, lengths, G)
+            A = state["r_pareto"] * advantage(r, lengths, args)
 
         # 5. Updates. A mean is over all tokens of an update, however many micro-batches they come in
         sums = collections.Counter()
@@ -579,7 +579,8 @@ def main():
             for micro in update:
                 logprobs = token_logprobs(policy, micro)  # (B, R)
                 loss, is_clipped = policy_loss(
-                    logprobs, micro["old_logprobs"], A[micro["rows"]], args.clip_low, args.clip_high, args.clip_dual)
+                    logprobs, micro["old_logprobs"], A[micro["rows"]].float(), args.clip_low, args.clip_high,
+                    args.clip_dual)
                 terms = {"clip_fraction": is_clipped}
                 # --- algorithm: kl ---
                 with torch.no_grad():
@@ -606,8 +607,7 @@ def main():
             metrics[f"rewards/{name}/mean"] = r_vec[k].mean().item()
             metrics[f"rewards/{name}/frac_zero_std"] = (r_vec[k].view(-1, G).std(1) == 0).float().mean().item()
             metrics[f"weights/{name}"] = state["weights"][k]
-            if I is not None:
-                metrics[f"influence/{name}"] = I[k].item()
+        metrics |= influences
         metrics["meta_reward"] = state["r_pareto"]
         metrics["learning_rate"] = args.learning_rate
         metrics["completions/mean_length"] = sum(lengths.tolist()) / N
@@ -629,8 +629,8 @@ def main():
         if step % args.eval_every == 0 or step == args.steps:
             metrics |= test(evaluate_on, problems["test"], state["evaluations"], folder)
         log(metrics)
-        shown = {name: f"{metrics[f'rewards/{name}/mean']:.2f}*{metrics[f'weights/{name}']:.2f}" for name in names}
-        bar.set_postfix(shown, length=f"{metrics['completions/mean_length']:.0f}")
+        shown = [f"{k} {metrics[f'rewards/{k}/mean']:.2f} (w {metrics[f'weights/{k}']:.2f})" for k in names]
+        bar.set_postfix_str(", ".join(shown))
         if args.checkpoint_every and step % args.checkpoint_every == 0:
             save_checkpoint(folder / "checkpoint.pt", policy, optimizer, state)
 

@@ -281,6 +281,8 @@ def plot_curves(folder):
             axes.legend(frameon=False)
         else:
             axes.text(0.5, 0.5, "not measured under this weighting", ha="center", transform=axes.transAxes)
+    figure.axes[3].set_ylim(0, 1)
+    figure.axes[5].set_ylim(0, 2.1)
     for axes in figure.axes[3:]:
         axes.set_xlabel("step")
     write_whole(Path(folder) / "curves.png", lambda temporary: figure.savefig(temporary, format="png", dpi=150))

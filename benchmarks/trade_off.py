@@ -47,7 +47,8 @@ def start(limit):
 def train(name, folder, threads):
     """Runs grpo_dynw.py with fixed weights, unless `folder` is there."""
     if not folder.exists():
-        command = [sys.executable, ROOT / "grpo_dynw.py", "--weights", *WEIGHTINGS[name].split(), "--output-dir", folder]
+        command = [sys.executable, ROOT / "grpo_dynw.py", "--output-dir", folder, "--weights"]
+        command += WEIGHTINGS[name].split()
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
 

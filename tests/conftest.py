@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is not a folder must fail here, not on the network: before imports
@@ -16,13 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import rewards  # noqa: E402
 
-SCRIPTS = ["grpo_dynw"]
+SCRIPTS = ["grpo_dynw", "rloo_dynw", "reinforce_dynw"]
 SMALL = ["--steps", "2", "--prompts-per-step", "4", "--num-generations", "4", "--micro-batch-size", "5",
          "--max-new-tokens", "12", "--eval-every", "1", "--learning-rate", "1e-3"]
 
 
 @pytest.fixture(params=SCRIPTS)
 def script(request):
+    """One of the scripts, as a module."""
     return importlib.import_module(request.param)
 
 
@@ -63,9 +65,9 @@ def folders(tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(script, folders, tmp_path, monkeypatch):
+def run_script(folders, tmp_path, monkeypatch):
     """
-    run(*flags, name="run", model="qwen3"): runs the script, returns the lines of its metrics and its folder.
+    run_script(script, *flags, name="run", model="qwen3"): runs it, returns the lines of its metrics and its folder.
 
     What random models say is never right: here, accuracy and clarity are of another kind, which they meet by chance.
     """
@@ -73,7 +75,7 @@ def run(script, folders, tmp_path, monkeypatch):
     rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 2)
     rewards.OBJECTIVES["clarity"] = lambda response, **_: float(len(set(response)) > 8)
 
-    def call(*flags, name="run", model="qwen3"):
+    def call(script, *flags, name="run", model="qwen3"):
         folder = tmp_path / name
         flags = [*SMALL, "--model", folders[model], "--dataset", folders["data"], "--output-dir", folder, *flags]
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
@@ -81,6 +83,12 @@ def run(script, folders, tmp_path, monkeypatch):
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()], folder
 
     return call
+
+
+@pytest.fixture
+def run(run_script, script):
+    """run(*flags, name="run", model="qwen3"): as run_script, of the script at hand."""
+    return partial(run_script, script)
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Rollouts, log-probabilities, advantages, losses and weights, each against an independent source."""
+import importlib
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +23,11 @@ def rollouts(script, kind, tokenizer, limit=16, ends=(2, 7, *range(40, 80))):
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
     torch.manual_seed(1)
     return model, script.rollout(model, PROMPTS, limit, sample=True)
+
+
+def group(size):
+    """Arguments of an advantage."""
+    return SimpleNamespace(num_generations=size, baseline="whiten")
 
 
 # Rollouts
@@ -132,24 +139,49 @@ def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own(script):
 # The authors leave the reward of a single response as it is. Here, one response to a problem is refused.
 @pytest.mark.parametrize("case", [case for case in ORACLE["advantages"] if case["group_size"] > 1])
 def test_advantages_of_the_authors(script, case):
-    name = {"grpo_dynw": "grpo"}[script.__name__]
-    got = script.advantage(torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), case["group_size"])
+    name = {"grpo_dynw": "grpo", "rloo_dynw": "rloo", "reinforce_dynw": "reinforce_plus_plus"}[script.__name__]
+    got = script.advantage(torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), group(case["group_size"]))
     torch.testing.assert_close(got, torch.tensor(case[name]), rtol=0, atol=2e-5)
 
 
+def test_equal_rewards_give_no_advantage(script):
+    """The mean of six times 1/3 differs from 1/3 by rounding, which a division by 1e-6 must not make visible."""
+    reward = torch.full((6,), 1 / 3, dtype=torch.float64) + torch.full((6,), 1 / 5, dtype=torch.float64)
+    assert script.advantage(reward, torch.arange(1, 7), group(6)).abs().max() < 1e-6
+
+
+def test_reinforce_with_a_mean_and_without_a_baseline():
+    """Lengths 1 and 3: the mean over tokens of rewards 4 and 8 is 7."""
+    reward, lengths = torch.tensor([4.0, 8.0]), torch.tensor([1, 3])
+    advantage = importlib.import_module("reinforce_dynw").advantage
+    assert advantage(reward, lengths, SimpleNamespace(baseline="mean")).tolist() == [-3, 1]
+    assert advantage(reward, lengths, SimpleNamespace(baseline="none")).tolist() == [4, 8]
+
+
+def test_a_factor_on_the_reward_doubles_the_advantage_of_rloo_only(script):
+    """GRPO and REINFORCE++ divide by a standard deviation, which takes it out again."""
+    reward = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    once, twice = (script.advantage(factor * reward, torch.arange(1, 13), group(4)) for factor in (1, 2))
+    expected = 2 * once if script.__name__ == "rloo_dynw" else once
+    torch.testing.assert_close(twice, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
 @pytest.mark.parametrize("case", ORACLE["kl"])
 def test_kl_of_the_authors(script, case):
-    name = {"grpo_dynw": "low_var_kl"}[script.__name__]
+    name = {"grpo_dynw": "low_var_kl", "reinforce_dynw": "mse"}[script.__name__]
     got = script.kl_penalty(torch.tensor(case["logprob"]), torch.tensor(case["ref_logprob"]))
     torch.testing.assert_close(got, torch.tensor(case[name]), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
 def test_the_gradient_of_the_kl_penalty(script):
-    """By hand: k3 = exp(d) - d - 1 with d = reference - logprob, so that its derivative by logprob is 1 - exp(d)."""
+    """By hand, with d = reference - logprob: k3 = exp(d) - d - 1 has the derivative 1 - exp(d), k2 = d^2 / 2 has -d."""
     logprobs = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-1.5, -0.7, -0.5], dtype=torch.float64)
     script.kl_penalty(logprobs, reference).sum().backward()
-    expected = {"grpo_dynw": 1 - (reference - logprobs).exp()}[script.__name__]
+    d = reference - logprobs
+    expected = {"grpo_dynw": 1 - d.exp(), "reinforce_dynw": -d}[script.__name__]
     torch.testing.assert_close(logprobs.grad, expected.detach())
 
 
@@ -203,8 +235,8 @@ class OneLayer(nn.Module):
 
 def test_gram_matrix_of_a_closed_form(script):
     """
-    Prompts of one token, 0 and 1, responses of one, 2 and 0, each 2 of 2 tokens: g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2.
-    The two differ in x, so their gradients are orthogonal, of squared norm (2/3) / 4.
+    Prompts of one token, 0 and 1, and responses of one, 2 and 0: g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2 tokens. The
+    two differ in x, so their gradients are orthogonal, of squared norm (2/3) / 4.
     """
     model = OneLayer(3)
     ids = torch.tensor([[0, 2], [1, 0]])
@@ -240,7 +272,7 @@ def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, toler
     layers = script.middle_layers(model, [0.25, 0.75])
     reward = torch.rand(K, len(PROMPTS), generator=torch.Generator().manual_seed(K))
     lengths = batch["response_mask"].sum(1)
-    A = torch.stack([script.advantage(r, lengths, 3) for r in reward]).double()
+    A = torch.stack([script.advantage(r, lengths, group(3)) for r in reward]).double()
     expected = separate_passes(script, model.double(), layers, batch, A)
     expected = expected @ expected.T
     micros = script.micro_batches(batch, torch.arange(len(PROMPTS)), size)

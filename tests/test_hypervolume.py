@@ -12,8 +12,8 @@ import pytest
 
 import hypervolume as module
 from hypervolume import (
-    ParetoBuffer, before_and_after, hypervolume, meta_reward, pareto_front, performance, plot_curves, plot_fronts, read_run,
-    write_whole,
+    ParetoBuffer, before_and_after, hypervolume, meta_reward, pareto_front, performance, plot_curves, plot_fronts,
+    read_run, write_whole,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
