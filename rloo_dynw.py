@@ -1,0 +1,626 @@
+# --- algorithm: docstring ---
+"""
+RLOO on several objectives at once, with fixed or dynamic weights of their rewards.
+
+The method of "Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452), in
+one file. What makes it more than RLOO on one reward is how the rewards are weighed:
+
+    --weighting fixed        r = w . r_vec with constant weights w, the baseline
+    --weighting hypervolume  w constant; what a step gains in validated hypervolume scales the next step (Alg. 1)
+    --weighting gradient     w follows what each objective's policy gradient has in common with the others' (Alg. 2)
+
+    python rloo_dynw.py --weighting gradient
+
+trains the embedded model on the embedded arithmetic in minutes on a CPU; --model and --dataset take your own.
+Everything that a run finds out is in its folder, runs/..., and `python hypervolume.py runs/A runs/B` compares runs.
+
+RLOO itself is between the lines `# --- algorithm: ... ---` and `# --- end ---`. The other scripts share all the rest.
+"""
+# --- end ---
+import collections
+import dataclasses
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, HfArgumentParser
+from transformers.hf_argparser import HfArg
+from transformers.pytorch_utils import Conv1D
+
+import rewards
+from hypervolume import (
+    ParetoBuffer, before_and_after, hypervolume, meta_reward, performance, plot_curves, plot_fronts, read_run,
+    write_whole,
+)
+
+TINY = Path(__file__).parent / "tiny"  # the embedded model and data
+THREE = ["accuracy", "conciseness", "clarity"]
+
+
+@dataclass
+class Args:
+    weighting: Literal["fixed", "hypervolume", "gradient"] = HfArg(default="fixed", help="how objectives are weighed")
+    objectives: list[str] = HfArg(default_factory=lambda: [*THREE], help="K >= 2 names that rewards.py registers")
+    weights: list[float] = HfArg(default_factory=list, help="K initial weights, sum 1 (default: all equal)")
+    mu: float | None = HfArg(default=None, help="smaller moves weights faster, Eq. (3) (default: 10 learning rates)")
+    probe_layers: list[float] = HfArg(default_factory=lambda: [0.25, 0.75], help="decoder layers of Eq. (3): from, to")
+    meta_reward_on: Literal["advantage", "reward"] = HfArg(default="advantage", help="what r_pareto of Eq. (1) scales")
+    hv_reference: Literal["worst", "initial"] = HfArg(default="worst", help="hypervolume above: worst corner, or start")
+
+    model: str = HfArg(default=str(TINY / "model"), help="a causal language model: a folder, or a name on the Hub")
+    dataset: str = HfArg(default=str(TINY / "data"), help="the same, with splits train, validation and test")
+    max_prompt_tokens: int = HfArg(default=64, help="problems with longer prompts are left out")
+    max_new_tokens: int = HfArg(default=96, help="a response is cut off here")
+    device: str = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
+    seed: int = HfArg(default=1, help="of sampling and of the order of problems")
+
+    steps: int = HfArg(default=60, help="training steps: rollouts, weighting, update")
+    prompts_per_step: int = HfArg(default=16, help="problems a step")
+    num_generations: int = HfArg(default=8, help="responses sampled for each problem")
+    updates_per_step: int = HfArg(default=1, help="optimiser updates a step, each on its share of the problems")
+    micro_batch_size: int = HfArg(default=32, help="responses that are back-propagated at once; no effect on results")
+    learning_rate: float = HfArg(default=2e-4, help="of AdamW")
+    weight_decay: float = HfArg(default=0.01, help="of AdamW")
+    max_grad_norm: float = HfArg(default=1.0, help="the gradient is scaled down to this norm")
+    clip_low: float = HfArg(default=0.2, help="the probability ratio is clipped below 1 - this")
+    clip_high: float = HfArg(default=0.2, help="the probability ratio is clipped above 1 + this")
+    clip_dual: float = HfArg(default=3.0, help="where the advantage is negative, the ratio is bounded by this")
+
+    eval_every: int = HfArg(default=20, help="steps between evaluations on the test split")
+    checkpoint_every: int = HfArg(default=0, help="steps between checkpoints (0: none)")
+    output_dir: str | None = HfArg(default=None, help="folder of the run (default: runs/ALGORITHM-WEIGHTING-TIME)")
+    resume: str | None = HfArg(default=None, help="folder of a run with a checkpoint, to be continued")
+    report_to: Literal["none", "tensorboard", "wandb"] = HfArg(default="none", help="where else metrics go")
+
+
+def fail(message):
+    """The answer to bad input: one line, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse_args():
+    """Args from the command line and, under --resume, from the run; checked, with what was left open filled in."""
+    parser = HfArgumentParser(Args, allow_abbrev=False)
+    parser.error = fail
+    args = Args(**vars(parser.parse_args()))
+    if args.resume:
+        if not (Path(args.resume) / "checkpoint.pt").exists():
+            fail(f"--resume: {args.resume} has no checkpoint.pt, which --checkpoint-every N writes")
+        try:
+            saved = json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8"))
+            saved = {field.name: saved[field.name] for field in dataclasses.fields(Args)}
+        except (OSError, ValueError, KeyError) as error:
+            fail(f"--resume: {args.resume}/args.json is not that of a run: {error!r}")
+        parser.set_defaults(**saved)
+        args = Args(**vars(parser.parse_args()))
+        for name in saved.keys() - {"resume", "output_dir", "steps", "eval_every", "checkpoint_every", "report_to"}:
+            if getattr(args, name) != saved[name]:
+                fail(f"--resume continues a run as it was: {name} was {saved[name]} and cannot change")
+        args.output_dir = args.resume
+    K = len(args.objectives)
+    args.weights = args.weights or [1 / K] * K
+    args.mu = args.mu if args.mu is not None else 10 * args.learning_rate
+    name = f"{Path(sys.argv[0]).stem.removesuffix('_dynw')}-{args.weighting}-{time.strftime('%Y%m%d-%H%M%S')}"
+    args.output_dir = args.output_dir or f"runs/{name}"
+    check_args(args)
+    return args
+
+
+def check_args(args):
+    """Refuses what cannot work before anything is loaded or written."""
+    K, known = len(args.objectives), rewards.OBJECTIVES
+    positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "max_prompt_tokens",
+                "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm", "clip_dual"]
+    not_negative = ["weight_decay", "clip_low", "clip_high", "checkpoint_every"]
+    for is_wrong, message in [
+        (set(args.objectives) - set(known), f"--objectives: known are {', '.join(known)}, not {args.objectives}"),
+        (K < 2 or len(set(args.objectives)) < K, "--objectives: give two or more different ones"),
+        (len(args.weights) != K, f"--weights: {len(args.weights)} given for {K} objectives"),
+        (not all(w >= 0 for w in args.weights), f"--weights: must not be negative: {args.weights}"),
+        (not abs(sum(args.weights) - 1) < 1e-6, f"--weights: must sum to 1, not {sum(args.weights):.6g}"),
+        (len(args.probe_layers) != 2 or not 0 <= args.probe_layers[0] < args.probe_layers[-1] <= 1,
+         f"--probe-layers: give two fractions in order, such as 0.25 0.75, not {args.probe_layers}"),
+        (args.num_generations < 2, "--num-generations: an advantage compares at least 2 responses to a problem"),
+        *((not getattr(args, name) > 0, f"--{name.replace('_', '-')}: must be above 0") for name in positive),
+        *((not getattr(args, name) >= 0, f"--{name.replace('_', '-')}: must not be negative") for name in not_negative),
+        (args.prompts_per_step % max(args.updates_per_step, 1), "--updates-per-step: must divide --prompts-per-step"),
+        (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
+         f"--report-to: the package {args.report_to} is not installed"),
+        (Path(args.output_dir).exists() and not args.resume,
+         f"--output-dir: {args.output_dir} exists already; take another, or --resume it"),
+    ]:
+        if is_wrong:
+            fail(message)
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        fail(f"--device {args.device}: {error}")
+
+
+# ---- Model, data -----------------------------------------------------------------------------------------------------
+
+
+def load_model(name, device):
+    """
+    A causal language model in float32, its tokenizer, and the generation settings it came with.
+
+    It stays in evaluation mode: rollouts, log-probabilities and update must be of one policy, so without dropout. Its
+    settings (top-k, temperature ...) are set aside, or it would sample from another distribution than the one that is
+    scored. The ids that end a response are kept, as a list, in `model.generation_config.eos_token_id`.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
+    except Exception as error:  # whatever the libraries that read its files raise
+        fail(f"--model: {name} is neither a folder with a model nor its name on the Hub: {error}")
+    settings, own = model.generation_config, model.generation_config.eos_token_id
+    end_ids = sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
+    if not end_ids:
+        fail(f"--model {name}: it has no token that ends a response")
+    pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
+    return model, tokenizer, settings
+
+
+def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
+    """
+    The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids) and answer (text).
+
+    Two layouts are understood: columns `problem` and `answer`; and `prompt` (chat messages) and
+    `reward_model.ground_truth`, as verl has them.
+    """
+    try:
+        data = datasets.load_dataset(dataset)
+    except Exception as error:  # whatever the libraries that read its files raise
+        fail(f"--dataset: {dataset} is neither a folder with data nor their name on the Hub: {error}")
+    problems = {}
+    for split in splits:
+        if split not in data or len(data[split]) == 0:
+            fail(f"--dataset {dataset}: split {split} is missing or empty")
+        columns = set(data[split].column_names)
+        if not (columns >= {"problem", "answer"} or columns >= {"prompt", "reward_model"}):
+            fail(f"--dataset {dataset}: split {split} has columns {sorted(columns)}, not problem and answer")
+        problems[split] = []
+        for row in data[split]:
+            messages = row["prompt"] if "reward_model" in row else [{"role": "user", "content": row["problem"]}]
+            answer = row["reward_model"]["ground_truth"] if "reward_model" in row else row["answer"]
+            text = messages[-1]["content"] + "\n"
+            if tokenizer.chat_template:
+                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+            if len(ids) <= max_prompt_tokens:
+                problems[split].append({"prompt": text, "prompt_ids": ids, "answer": str(answer)})
+        left_out = len(data[split]) - len(problems[split])
+        if not problems[split]:
+            fail(f"--dataset {dataset}: no prompt of split {split} is within {max_prompt_tokens} tokens")
+        if left_out:
+            print(f"{split}: left out {left_out} of {len(data[split])} prompts, over {max_prompt_tokens} tokens")
+    return problems
+
+
+def problems_of_step(problems, step, size, seed):
+    """The `size` problems of `step` (from 1). Every epoch goes through all problems, in an order of its own."""
+    for position in range((step - 1) * size, step * size):
+        epoch, index = divmod(position, len(problems))
+        order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        yield problems[order[index]]
+
+
+# ---- Rollouts: N of T tokens, P of the prompt, padded on the left, then R of the response, padded on the right -------
+
+
+def up_to_first_end(responses, end_ids):
+    """True for each sampled token up to and including the first that ends the response. responses: (N, R)."""
+    is_end = torch.isin(responses, torch.tensor(end_ids, device=responses.device))
+    return is_end.cumsum(1) - is_end.long() == 0
+
+
+@torch.no_grad()
+def rollout(model, prompts, max_new_tokens, sample):
+    """
+    One response to each of N prompts (lists of token ids), sampled from the model's own distribution, or greedy.
+
+    Returns a dictionary of tensors: ids (N, T), attention_mask (N, T), response_mask (N, R).
+    """
+    end_ids, pad_id = model.generation_config.eos_token_id, model.generation_config.pad_token_id
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=model.device)  # (N, P)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (N, P)
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {"do_sample": False}
+    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, **settings)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
+        ids = model.generate(ids, attention_mask=mask, generation_config=settings)  # (N, T)
+    # From the ids, not from pads: where pad and end are one token, the end belongs to the response, the rest does not.
+    response_mask = up_to_first_end(ids[:, width:], end_ids)
+    return {"ids": ids, "attention_mask": torch.cat([mask, response_mask.long()], 1), "response_mask": response_mask}
+
+
+def read_responses(batch, tokenizer, end_ids):
+    """What N responses say, their lengths in sampled tokens (the end token included), and which were cut off: lists."""
+    lengths = batch["response_mask"].sum(1).tolist()
+    responses = [ids[:n] for ids, n in zip(batch["ids"][:, -batch["response_mask"].shape[1] :].tolist(), lengths)]
+    cut_off = [ids[-1] not in end_ids for ids in responses]
+    return tokenizer.batch_decode(responses, skip_special_tokens=True), lengths, cut_off
+
+
+def micro_batches(batch, rows, size):
+    """The `rows` of `batch` in parts of `size`, alike lengths together, each cut to its longest prompt and response."""
+    lengths = batch["response_mask"].sum(1)
+    P = batch["ids"].shape[1] - batch["response_mask"].shape[1]
+    parts = []
+    for part in rows[lengths[rows].argsort(stable=True)].split(size):
+        first, longest = int(batch["attention_mask"][part].argmax(1).min()), int(lengths[part].max())
+        part_of = {name: batch[name][part, first : P + longest] for name in ("ids", "attention_mask")}
+        parts.append({"rows": part, **part_of, "response_mask": batch["response_mask"][part, :longest]})
+    return parts
+
+
+def token_logprobs(model, batch):
+    """Log-probabilities (N, R) of the sampled tokens, at temperature 1."""
+    R = batch["response_mask"].shape[1]
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)  # (N, T), from the prompt's first token on
+    with torch.autocast(batch["ids"].device.type, torch.bfloat16, enabled=batch["ids"].is_cuda):
+        logits = model(
+            input_ids=batch["ids"], attention_mask=batch["attention_mask"], position_ids=positions, use_cache=False,
+            logits_to_keep=R + 1,
+        ).logits[:, :-1]  # (N, R, V): each position predicts the next token
+    chosen = logits.gather(-1, batch["ids"][:, -R:, None]).squeeze(-1)  # (N, R)
+    return chosen.float() - logits.float().logsumexp(-1)
+
+
+# ---- The algorithm ---------------------------------------------------------------------------------------------------
+
+
+# --- algorithm: advantage ---
+def advantage(reward, lengths, args):
+    """RLOO: how far a response is above the mean of the others in its group. reward: (N,) -> (N,)."""
+    G = args.num_generations
+    groups = reward.view(-1, G)  # (prompts, G)
+    return (G / (G - 1) * (groups - groups.mean(1, keepdim=True))).flatten()
+
+
+# --- end ---
+
+
+def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, clip_dual):
+    """
+    PPO's clipped surrogate for each token (N, R), dual-clipped (arXiv:1912.09729), and a mask of where it is clipped.
+
+    logprobs, old_logprobs: (N, R); advantages: (N,), one for all tokens of a response.
+    """
+    A = advantages[:, None]
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
+    unclipped, clipped = -A * ratio, -A * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(unclipped, clipped)
+    return torch.where(A < 0, torch.minimum(loss, -A * clip_dual), loss), clipped > unclipped
+
+
+# ---- Gradient-based weighting, Alg. 2 --------------------------------------------------------------------------------
+
+
+def middle_layers(model, probe_layers):
+    """The decoder layers from the first to the second of `probe_layers`, two fractions of their number."""
+    count = model.config.num_hidden_layers
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    first = int(probe_layers[0] * count)
+    return layers[first : max(first + 1, int(probe_layers[1] * count))]
+
+
+def gram_matrix(model, layers, micros, advantages, num_tokens):
+    r"""
+    Inner products (K, K) of the K objectives' policy gradients, over the weights of the linear maps in `layers`.
+
+    The gradient of objective k is that of L_k = -sum_i A_ki l_i, with A_ki its advantage (`advantages`: (K, N)) and l_i
+    the log-likelihood of response i over the step's `num_tokens`. Sequences do not mix inside the network, and a
+    backward pass is linear in what it is given. So one backward pass with every advantage 1 serves all objectives: if
+    it brings delta_i (T, out) to the output of a linear map whose input was x_i (T, in), the map's gradients are
+
+        g_k = sum_i A_ki delta_i^T x_i    (the sign, the same for all, drops out of the products)
+
+    They are kept while their layer is at work, and from one micro-batch to the next where there are several. Leaves
+    old_logprobs in each of `micros`, whose forward pass this is.
+    """
+    gram = torch.zeros(len(advantages), len(advantages), dtype=torch.float64, device=advantages.device)
+    gradients = {}
+
+    def watch(linear, inputs, output):
+        def receive(delta):  # (B, T, out)
+            per_response = delta.transpose(1, 2) @ inputs[0].detach()  # (B, out, in)
+            g = A @ per_response.flatten(1).to(A.dtype)  # (K, out * in)
+            gradients[linear] = gradients[linear] + g if linear in gradients else g
+            if micro is micros[-1]:
+                g = gradients.pop(linear)
+                gram.add_(g @ g.T)
+
+        output.register_hook(receive)
+
+    linears = [m for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    hooks = [linear.register_forward_hook(watch) for linear in linears]
+    # Nothing below the lowest probed layer is back-propagated, and no parameter gets a gradient.
+    hooks.append(layers[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].requires_grad_(), *inputs[1:])))
+    model.requires_grad_(False)
+    for micro in micros:
+        A = advantages[:, micro["rows"]]  # (K, B)
+        logprobs = token_logprobs(model, micro)
+        ((logprobs * micro["response_mask"]).sum() / num_tokens).backward()
+        micro["old_logprobs"] = logprobs.detach()
+    model.requires_grad_(True)
+    for hook in hooks:
+        hook.remove()
+    return gram
+
+
+def influence(gram):
+    """I_k = <g_k, sum_j g_j>, each gradient scaled to norm at most 1. gram: (K, K) -> (K,)."""
+    scale = gram.diagonal().sqrt().clamp(min=1).reciprocal()
+    return (gram * scale[:, None] * scale).sum(1)  # Eq. (3), arXiv:2509.11452
+
+
+def updated_weights(weights, influence, learning_rate, mu):
+    """The weights (K,) after a step of mirror ascent: w_k exp(lr I_k / mu), normalised. A weight of 0 stays 0."""
+    return torch.softmax(weights.log() + learning_rate * influence / mu, 0)  # Eq. (3), arXiv:2509.11452
+
+
+# ---- Evaluation, files -----------------------------------------------------------------------------------------------
+
+
+def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size, prefix):
+    """
+    Greedy responses to all `problems`. Returns metrics, each name with `prefix` (the mean reward of each objective,
+    mean_length, clipped_ratio), the point (K floats) they make, and a dictionary for each problem: asked, said, earned.
+
+    Under `conciseness` stands the point's coordinate, 1 - mean length / limit: what training rewards is being shorter
+    than its running mean, which says nothing of two models.
+    """
+    samples = []
+    for first in range(0, len(problems), batch_size):
+        chunk = problems[first : first + batch_size]
+        batch = rollout(model, [p["prompt_ids"] for p in chunk], max_new_tokens, sample=False)
+        texts, lengths, cut_off = read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+        answers = [p["answer"] for p in chunk]
+        scores = rewards.score(objectives, texts, answers, lengths, sum(lengths) / len(lengths))
+        for problem, text, length, cut, values in zip(chunk, texts, lengths, cut_off, scores):
+            samples.append({"prompt": problem["prompt"], "response": text, "answer": problem["answer"],
+                            "mean_length": length, "clipped_ratio": cut, **dict(zip(objectives, values))})
+    names = [*objectives, "mean_length", "clipped_ratio"]
+    metrics = {prefix + name: float(np.mean([sample[name] for sample in samples])) for name in names}
+    point = performance(metrics, objectives, max_new_tokens, prefix)
+    return {**metrics, **{prefix + name: x for name, x in zip(objectives, point)}}, point, samples
+
+
+def test(evaluate_on, problems, evaluations, folder):
+    """
+    Evaluates on the test split and appends the point to `evaluations`. Writes what was said to completions.jsonl.
+
+    Returns metrics, among them the hypervolume of all evaluations of the run so far.
+    """
+    metrics, point, samples = evaluate_on(problems, prefix="eval/")
+    evaluations.append(point)
+    text = "".join(json.dumps(sample) + "\n" for sample in samples)
+    write_whole(folder / "completions.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+    return {**metrics, "eval/hypervolume": hypervolume(evaluations, [0.0] * len(point))}
+
+
+def save_checkpoint(path, policy, optimizer, state):
+    """Writes one plain dictionary: all that a run needs to go on as if it had never stopped."""
+    cuda_rng = torch.cuda.get_rng_state(policy.device) if policy.device.type == "cuda" else None
+    checkpoint = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "state": state,
+                  "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
+    write_whole(path, lambda temporary: torch.save(checkpoint, temporary))
+
+
+def load_checkpoint(path, policy, optimizer):
+    """Restores policy, optimiser and random states from `path`. Returns the run's state."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a broken file raises
+        fail(f"--resume: {path} is broken: {error}")
+    policy.load_state_dict(checkpoint["policy"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["cpu_rng"])
+    if checkpoint["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(checkpoint["cuda_rng"], policy.device)
+    return checkpoint["state"]
+
+
+def versions():
+    """What a run depends on beside its arguments: library versions and the commit of this file's repository."""
+    found = {module.__name__: module.__version__ for module in (torch, transformers, datasets, np)}
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {"versions": {"python": sys.version.split()[0], **found}, "git_commit": commit or None}
+
+
+def start_log(folder, report_to, settings, step):
+    """Returns log(metrics): it appends a line to metrics.jsonl, of which the lines up to `step` are kept."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+    write_whole(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
+    if report_to == "tensorboard":
+        tensorboard = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
+    elif report_to == "wandb":
+        wandb = importlib.import_module("wandb").init(project="dynamic-reward-weighting", config=settings, dir=folder)
+
+    def log(metrics):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if report_to == "tensorboard":
+            for name, value in metrics.items():
+                tensorboard.add_scalar(name, value, metrics["step"])
+        elif report_to == "wandb":
+            wandb.log(metrics, step=metrics["step"])
+
+    return log
+
+
+def main():
+    args = parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    torch.manual_seed(args.seed)
+    policy, tokenizer, generation_settings = load_model(args.model, args.device)
+    splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
+    problems = read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
+    probed = middle_layers(policy, args.probe_layers)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+    names, G, folder = args.objectives, args.num_generations, Path(args.output_dir)
+    K, N = len(names), args.prompts_per_step * G
+    evaluate_on = partial(
+        evaluate, policy, tokenizer, objectives=names, max_new_tokens=args.max_new_tokens, batch_size=N)
+
+    # All that a run carries from step to step, beside the policy, the optimiser and the random states.
+    state = {
+        "step": 0,
+        "weights": args.weights,
+        "r_pareto": 1.0,  # scales the next step's signal
+        "hv_reference": [0.0] * K,  # the worst corner: no reward, every response at the limit
+        "pareto_buffer": [],  # points on the validation split
+        "evaluations": [],  # points on the test split
+        "total_length": 0,  # of all training rollouts so far
+        "total_responses": 0,
+    }
+    if args.resume:
+        state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--output-dir: cannot make {folder}: {error.strerror}")
+    settings = {**dataclasses.asdict(args), **versions()}
+    write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    log = start_log(folder, args.report_to, settings, state["step"])
+    if state["step"] == 0:
+        metrics = {"step": 0}
+        if args.weighting == "hypervolume":
+            values, initial, _ = evaluate_on(problems["validation"], prefix="val/")
+            metrics |= values
+            state["pareto_buffer"] = [initial]
+            state["hv_reference"] = initial if args.hv_reference == "initial" else state["hv_reference"]
+        log(metrics | test(evaluate_on, problems["test"], state["evaluations"], folder))
+    buffer = ParetoBuffer(state["hv_reference"])
+    buffer.points = state["pareto_buffer"]
+
+    bar = tqdm(range(state["step"] + 1, args.steps + 1), initial=state["step"], total=args.steps, desc=args.weighting)
+    for step in bar:
+        times = [time.perf_counter()]
+
+        # 1. Rollouts: G responses to each problem
+        chosen = [p for p in problems_of_step(problems["train"], step, N // G, args.seed) for _ in range(G)]
+        batch = rollout(policy, [p["prompt_ids"] for p in chosen], args.max_new_tokens, sample=True)
+        texts, lengths, cut_off = read_responses(batch, tokenizer, policy.generation_config.eos_token_id)
+        times.append(time.perf_counter())
+
+        # 2. Rewards of each objective
+        state["total_length"] += sum(lengths)
+        state["total_responses"] += N
+        mean_length = state["total_length"] / state["total_responses"]
+        r_vec = rewards.score(names, texts, [p["answer"] for p in chosen], lengths, mean_length)
+        # float64: a rounding error between equal rewards of a group, over their spread of 0, would be an advantage.
+        r_vec = torch.tensor(r_vec, dtype=torch.float64, device=args.device).T  # (K, N)
+        lengths = torch.tensor(lengths, device=args.device)  # (N,)
+
+        # 3. Log-probabilities under the policy that sampled and, on the way, what the objectives' gradients share
+        rows_of_updates = torch.arange(N, device=args.device).chunk(args.updates_per_step)
+        updates = [micro_batches(batch, rows, args.micro_batch_size) for rows in rows_of_updates]
+        micros = [micro for update in updates for micro in update]
+        influences = {}
+        if args.weighting == "gradient":
+            A = torch.stack([advantage(r, lengths, args) for r in r_vec]).float()  # (K, N)
+            I = influence(gram_matrix(policy, probed, micros, A, lengths.sum()))  # (K,)
+            w = updated_weights(I.new_tensor(state["weights"]), I, args.learning_rate, args.mu)
+            state["weights"] = w.tolist() if w.isfinite().all() else state["weights"]
+            influences = {f"influence/{name}": value for name, value in zip(names, I.tolist())}
+        else:
+            for micro in micros:
+                with torch.no_grad():
+                    micro["old_logprobs"] = token_logprobs(policy, micro)
+        times.append(time.perf_counter())
+
+        # 4. From K rewards to one advantage
+        r = r_vec.new_tensor(state["weights"]) @ r_vec  # (N,)
+        # Scaling the reward, as the paper's code does, is undone where an advantage is divided by its spread.
+        if args.meta_reward_on == "reward":
+            A = advantage(state["r_pareto"] * r, lengths, args)
+        else:
+            A = state["r_pareto"] * advantage(r, lengths, args)
+
+        # 5. Updates. A mean is over all tokens of an update, however many micro-batches they come in
+        sums = collections.Counter()
+        for update in updates:
+            num_tokens = sum(micro["response_mask"].sum() for micro in update)
+            for micro in update:
+                logprobs = token_logprobs(policy, micro)  # (B, R)
+                loss, is_clipped = policy_loss(
+                    logprobs, micro["old_logprobs"], A[micro["rows"]].float(), args.clip_low, args.clip_high,
+                    args.clip_dual)
+                terms = {"clip_fraction": is_clipped}
+                terms["loss"] = loss
+                means = {name: (x * micro["response_mask"]).sum() / num_tokens for name, x in terms.items()}
+                means["loss"].backward()
+                sums.update({name: mean.item() for name, mean in means.items()})
+            grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            if grad_norm.isfinite():
+                optimizer.step()
+            else:
+                bar.write(f"step {step}: the gradient is not finite, its update is skipped")
+            optimizer.zero_grad()
+        times.append(time.perf_counter())
+
+        # 6. Numbers of this step
+        metrics = {"step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item()}
+        metrics |= {name: total / len(updates) for name, total in sums.items()}
+        for k, name in enumerate(names):
+            metrics[f"rewards/{name}/mean"] = r_vec[k].mean().item()
+            metrics[f"rewards/{name}/frac_zero_std"] = (r_vec[k].view(-1, G).std(1) == 0).float().mean().item()
+            metrics[f"weights/{name}"] = state["weights"][k]
+        metrics |= influences
+        metrics["meta_reward"] = state["r_pareto"]
+        metrics["learning_rate"] = args.learning_rate
+        metrics["completions/mean_length"] = sum(lengths.tolist()) / N
+        metrics["completions/clipped_ratio"] = sum(cut_off) / N
+
+        # 7. What the step gained on the validation split scales the next one, Alg. 1
+        if args.weighting == "hypervolume":
+            values, point, _ = evaluate_on(problems["validation"], prefix="val/")
+            metrics |= {**values, "delta_hv": buffer.contribution(point)}
+            buffer.add(point)
+            state["pareto_buffer"] = buffer.points
+            state["r_pareto"] = meta_reward(metrics["delta_hv"])  # Eq. (1), arXiv:2509.11452
+        times.append(time.perf_counter())
+
+        state["step"] = step
+        phases = ["time/rollout", "time/probe", "time/update", "time/validate"]
+        metrics |= zip(phases, np.diff(times).tolist())
+        metrics["tokens_per_second"] = sum(lengths.tolist()) / (times[-1] - times[0])
+        if step % args.eval_every == 0 or step == args.steps:
+            metrics |= test(evaluate_on, problems["test"], state["evaluations"], folder)
+        log(metrics)
+        shown = [f"{k} {metrics[f'rewards/{k}/mean']:.2f} (w {metrics[f'weights/{k}']:.2f})" for k in names]
+        bar.set_postfix_str(", ".join(shown))
+        if args.checkpoint_every and step % args.checkpoint_every == 0:
+            save_checkpoint(folder / "checkpoint.pt", policy, optimizer, state)
+
+    policy.generation_config = generation_settings
+    write_whole(folder / "model", lambda path: (policy.save_pretrained(path), tokenizer.save_pretrained(path)))
+    plot_curves(folder)
+    plot_fronts([read_run(folder)], folder / "fronts.png")
+    print(before_and_after(folder))
+    print(f"Metrics, completions, pictures and the model are in {folder}")
+
+
+if __name__ == "__main__":
+    main()
