@@ -2,17 +2,21 @@
 Pareto fronts and hypervolume: what a run on several objectives is judged by, and what the hypervolume-guided
 weighting of "Learning to Optimize Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452) is
 rewarded by. Every objective is maximised, in [0, 1]; the hypervolume is measured from the origin, the worst corner.
+With it goes the folder of a run: its log, its pictures, and how it compares with others.
 
 Compare finished runs (prints a table, writes fronts.png):
 
     python hypervolume.py runs/A runs/B
 """
 import argparse
+import importlib.metadata
 import itertools
 import json
 import math
 import os
+import platform
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +154,46 @@ def read_metrics(folder):
     return [parse(line, f"line {number} of metrics.jsonl") for number, line in enumerate(lines, 1)]
 
 
+def start_log(folder, report_to, settings, step):
+    """
+    Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it.
+
+    Of a run that is resumed after `step`, lines up to that are kept and later ones dropped: it had got further than its
+    checkpoint. ValueError if one is missing. report_to: none, tensorboard or wandb, which shows `settings`, too.
+    """
+    path = folder / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # a killed run may leave half a line
+    steps = [parse(line, f"line {number} of metrics.jsonl").get("step") for number, line in enumerate(lines, 1)]
+    kept = list(range(step + 1)) if step else []
+    if steps[: len(kept)] != kept:
+        raise ValueError(f"metrics.jsonl lacks a step up to {step}")
+    write_whole(path, lambda temporary: temporary.write_text("".join(lines[: len(kept)]), encoding="utf-8"))
+    if report_to == "tensorboard":
+        tensorboard = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
+    elif report_to == "wandb":
+        wandb = importlib.import_module("wandb").init(project="dynamic-reward-weighting", config=settings, dir=folder)
+
+    def log(metrics):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if report_to == "tensorboard":
+            for name, value in metrics.items():
+                tensorboard.add_scalar(name, value, metrics["step"])
+        elif report_to == "wandb":
+            wandb.log(metrics, step=metrics["step"])
+
+    return log
+
+
+def versions():
+    """What a run depends on beside its arguments: library versions and the commit of this file's repository."""
+    found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets", "numpy")}
+    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return {"versions": {"python": platform.python_version(), **found}, "git_commit": commit or None}
+
+
 def read_run(folder):
     """
     Reads the evaluations on the test split from `folder`/args.json and `folder`/metrics.jsonl.
@@ -252,8 +296,8 @@ def plot_fronts(runs, path):
 
 def plot_curves(folder):
     """Writes `folder`/curves.png, a run over its steps: rewards, evaluations, lengths, weights and what moves them."""
-    objectives = read_run(folder)["objectives"]
-    metrics = read_metrics(folder)
+    run, metrics = read_run(folder), read_metrics(folder)
+    objectives, is_scaled = run["objectives"], run["weighting"] == "hypervolume"
     colours = dict(zip(objectives, itertools.cycle(COLOURS)))
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     panels = {  # title: what it shows, as key of the metrics: (label, style)
@@ -267,7 +311,7 @@ def plot_curves(folder):
             "eval/mean_length": ("test split, greedy", {"color": "0.5", "marker": "o", "linestyle": "--"})},
         "weights": {f"weights/{k}": (k, {"color": c}) for k, c in colours.items()},
         "influence, Eq. (3)": {f"influence/{k}": (k, {"color": c, "alpha": 0.9}) for k, c in colours.items()},
-        "r_pareto, Eq. (1)": {"meta_reward": ("factor on the step's signal", {"color": "black"})},
+        "r_pareto, Eq. (1)": {"meta_reward": ("factor on the step's signal", {"color": "black"})} if is_scaled else {},
     }
     for axes, (title, lines) in zip(figure.subplots(2, 3, sharex=True).flat, panels.items()):
         axes.set_title(title)

@@ -21,8 +21,9 @@ import collections
 import dataclasses
 import importlib.util
 import json
-import shutil
-import subprocess
+import logging
+import math
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ from transformers.pytorch_utils import Conv1D
 import rewards
 from hypervolume import (
     ParetoBuffer, before_and_after, hypervolume, meta_reward, performance, plot_curves, plot_fronts, read_run,
-    write_whole,
+    start_log, versions, write_whole,
 )
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
@@ -106,18 +107,24 @@ def parse_args():
             fail(f"--resume: {args.resume} has no checkpoint.pt, which --checkpoint-every N writes")
         try:
             saved = json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8"))
-            saved = {field.name: saved[field.name] for field in dataclasses.fields(Args)}
-        except (OSError, ValueError, KeyError) as error:
+            script = saved["script"]
+            saved = {field.name: saved.get(field.name) for field in dataclasses.fields(Args)}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             fail(f"--resume: {args.resume}/args.json is not that of a run: {error!r}")
+        if script != Path(__file__).name:
+            fail(f"--resume: {args.resume} is a run of {script}")
         parser.set_defaults(**saved)
         args = Args(**vars(parser.parse_args()))
-        for name in saved.keys() - {"resume", "output_dir", "steps", "eval_every", "checkpoint_every", "report_to"}:
+        free = {"resume", "steps", "eval_every", "checkpoint_every", "report_to", "model", "dataset"}
+        for name in saved.keys() - free:
             if getattr(args, name) != saved[name]:
                 fail(f"--resume continues a run as it was: {name} was {saved[name]} and cannot change")
         args.output_dir = args.resume
     K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
     args.mu = args.mu if args.mu is not None else 10 * args.learning_rate
+    # Folders by their full path, so that a run can be resumed from anywhere.
+    args.model, args.dataset = (os.path.abspath(p) if os.path.isdir(p) else p for p in (args.model, args.dataset))
     name = f"{Path(sys.argv[0]).stem.removesuffix('_dynw')}-{args.weighting}-{time.strftime('%Y%m%d-%H%M%S')}"
     args.output_dir = args.output_dir or f"runs/{name}"
     check_args(args)
@@ -129,22 +136,25 @@ def check_args(args):
     K, known = len(args.objectives), rewards.OBJECTIVES
     positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "max_prompt_tokens",
                 "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm", "clip_dual"]
-    not_negative = ["weight_decay", "clip_low", "clip_high", "checkpoint_every"]
+    not_negative = ["weight_decay", "clip_low", "clip_high", "checkpoint_every", "seed", "kl_coefficient"]
+    numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
     for is_wrong, message in [
         (set(args.objectives) - set(known), f"--objectives: known are {', '.join(known)}, not {args.objectives}"),
         (K < 2 or len(set(args.objectives)) < K, "--objectives: give two or more different ones"),
         (len(args.weights) != K, f"--weights: {len(args.weights)} given for {K} objectives"),
-        (not all(w >= 0 for w in args.weights), f"--weights: must not be negative: {args.weights}"),
+        (not all(w >= 0 for w in args.weights), f"--weights: must be 0 or above, not {args.weights}"),
         (not abs(sum(args.weights) - 1) < 1e-6, f"--weights: must sum to 1, not {sum(args.weights):.6g}"),
         (len(args.probe_layers) != 2 or not 0 <= args.probe_layers[0] < args.probe_layers[-1] <= 1,
          f"--probe-layers: give two fractions in order, such as 0.25 0.75, not {args.probe_layers}"),
         (args.num_generations < 2, "--num-generations: an advantage compares at least 2 responses to a problem"),
-        *((not getattr(args, name) > 0, f"--{name.replace('_', '-')}: must be above 0") for name in positive),
-        *((not getattr(args, name) >= 0, f"--{name.replace('_', '-')}: must not be negative") for name in not_negative),
+        *((not 0 < numbers[name] < math.inf, f"--{name.replace('_', '-')}: must be above 0") for name in positive),
+        *((not 0 <= numbers.get(name, 0) < 2**32, f"--{name.replace('_', '-')}: must be 0 or above, below 2^32")
+          for name in not_negative),
+        (args.device.split(":")[0] not in ("cpu", "cuda"), f"--device: cpu, cuda or cuda:1, not {args.device}"),
         (args.prompts_per_step % max(args.updates_per_step, 1), "--updates-per-step: must divide --prompts-per-step"),
         (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
          f"--report-to: the package {args.report_to} is not installed"),
-        (Path(args.output_dir).exists() and not args.resume,
+        (os.path.exists(args.output_dir) and not args.resume,
          f"--output-dir: {args.output_dir} exists already; take another, or --resume it"),
     ]:
         if is_wrong:
@@ -170,7 +180,7 @@ def load_model(name, device):
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
     except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--model: {name} is neither a folder with a model nor its name on the Hub: {error}")
+        fail(f"--model: cannot load {name}, a folder or a name on the Hub: {error}")
     settings, own = model.generation_config, model.generation_config.eos_token_id
     end_ids = sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
     if not end_ids:
@@ -181,33 +191,27 @@ def load_model(name, device):
 
 
 def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
-    """
-    The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids) and answer (text).
-
-    Two layouts are understood: columns `problem` and `answer`; and `prompt` (chat messages) and
-    `reward_model.ground_truth`, as verl has them.
-    """
+    """The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text)."""
     try:
         data = datasets.load_dataset(dataset)
     except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--dataset: {dataset} is neither a folder with data nor their name on the Hub: {error}")
+        fail(f"--dataset: cannot read {dataset}, a folder or a name on the Hub: {error.__cause__ or error}")
     problems = {}
     for split in splits:
         if split not in data or len(data[split]) == 0:
             fail(f"--dataset {dataset}: split {split} is missing or empty")
-        columns = set(data[split].column_names)
-        if not (columns >= {"problem", "answer"} or columns >= {"prompt", "reward_model"}):
-            fail(f"--dataset {dataset}: split {split} has columns {sorted(columns)}, not problem and answer")
         problems[split] = []
-        for row in data[split]:
-            messages = row["prompt"] if "reward_model" in row else [{"role": "user", "content": row["problem"]}]
-            answer = row["reward_model"]["ground_truth"] if "reward_model" in row else row["answer"]
+        for number, row in enumerate(data[split], 1):
+            try:
+                messages, answer = rewards.question_and_answer(row)
+            except ValueError as error:
+                fail(f"--dataset {dataset}: row {number} of split {split}: {error}")
             text = messages[-1]["content"] + "\n"
             if tokenizer.chat_template:
                 text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
             if len(ids) <= max_prompt_tokens:
-                problems[split].append({"prompt": text, "prompt_ids": ids, "answer": str(answer)})
+                problems[split].append({"prompt": text, "prompt_ids": ids, "answer": answer})
         left_out = len(data[split]) - len(problems[split])
         if not problems[split]:
             fail(f"--dataset {dataset}: no prompt of split {split} is within {max_prompt_tokens} tokens")
@@ -415,9 +419,9 @@ def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size,
         scores = rewards.score(objectives, texts, answers, lengths, sum(lengths) / len(lengths))
         for problem, text, length, cut, values in zip(chunk, texts, lengths, cut_off, scores):
             samples.append({"prompt": problem["prompt"], "response": text, "answer": problem["answer"],
-                            "mean_length": length, "clipped_ratio": cut, **dict(zip(objectives, values))})
-    names = [*objectives, "mean_length", "clipped_ratio"]
-    metrics = {prefix + name: float(np.mean([sample[name] for sample in samples])) for name in names}
+                            "length": length, "cut_off": cut, **dict(zip(objectives, values))})
+    keys = {"mean_length": "length", "clipped_ratio": "cut_off", **{name: name for name in objectives}}
+    metrics = {prefix + name: float(np.mean([s[key] for s in samples])) for name, key in keys.items()}
     point = performance(metrics, objectives, max_new_tokens, prefix)
     return {**metrics, **{prefix + name: x for name, x in zip(objectives, point)}}, point, samples
 
@@ -447,51 +451,22 @@ def load_checkpoint(path, policy, optimizer):
     """Restores policy, optimiser and random states from `path`. Returns the run's state."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling a broken file raises
-        fail(f"--resume: {path} is broken: {error}")
-    policy.load_state_dict(checkpoint["policy"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    torch.set_rng_state(checkpoint["cpu_rng"])
-    if checkpoint["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(checkpoint["cuda_rng"], policy.device)
-    return checkpoint["state"]
-
-
-def versions():
-    """What a run depends on beside its arguments: library versions and the commit of this file's repository."""
-    found = {module.__name__: module.__version__ for module in (torch, transformers, datasets, np)}
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    return {"versions": {"python": sys.version.split()[0], **found}, "git_commit": commit or None}
-
-
-def start_log(folder, report_to, settings, step):
-    """Returns log(metrics): it appends a line to metrics.jsonl, of which the lines up to `step` are kept."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-    write_whole(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
-    if report_to == "tensorboard":
-        tensorboard = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
-    elif report_to == "wandb":
-        wandb = importlib.import_module("wandb").init(project="dynamic-reward-weighting", config=settings, dir=folder)
-
-    def log(metrics):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        if report_to == "tensorboard":
-            for name, value in metrics.items():
-                tensorboard.add_scalar(name, value, metrics["step"])
-        elif report_to == "wandb":
-            wandb.log(metrics, step=metrics["step"])
-
-    return log
+        policy.load_state_dict(checkpoint["policy"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        torch.set_rng_state(checkpoint["cpu_rng"])
+        if checkpoint["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"], policy.device)
+        return checkpoint["state"]
+    except Exception as error:  # whatever a file that is broken or of another program leads to
+        fail(f"--resume: {path} is not a checkpoint of this run: {error!r}")
 
 
 def main():
     args = parse_args()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    for library in ("datasets", "huggingface_hub", "transformers"):  # what goes wrong is said once, by `fail`
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     torch.manual_seed(args.seed)
     policy, tokenizer, generation_settings = load_model(args.model, args.device)
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
@@ -519,13 +494,15 @@ def main():
     }
     if args.resume:
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
+        if args.steps < state["step"]:
+            fail(f"--steps: the run has already made {state['step']}")
+    settings = {"script": Path(__file__).name, **dataclasses.asdict(args), **versions()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--output-dir: cannot make {folder}: {error.strerror}")
-    settings = {**dataclasses.asdict(args), **versions()}
+        log = start_log(folder, args.report_to, settings, state["step"])
+    except (OSError, ValueError) as error:
+        fail(f"--output-dir: cannot start a log in {folder}: {error}")
     write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
-    log = start_log(folder, args.report_to, settings, state["step"])
     if state["step"] == 0:
         metrics = {"step": 0}
         if args.weighting == "hypervolume":

@@ -12,6 +12,7 @@ It can then be named wherever the three can. It gets the keywords `response` (th
 truth), `length` (the number of sampled tokens) and `mean_length` (their running mean), takes those it needs and leaves
 the rest to `**_`. The three raise nothing, whatever a model samples, and take time linear in its length.
 """
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -30,13 +31,44 @@ def score(objectives: Sequence[str], responses: Sequence[str], answers: Sequence
     The rewards of N responses in K objectives, N lists of K. objectives: names in OBJECTIVES, in the order wanted.
 
     responses, answers and lengths hold N items each (an answer for each response, not for each prompt); mean_length is
-    that of `conciseness`. KeyError for an objective that is not registered, ValueError for unequal numbers of items.
+    that of `conciseness`. KeyError for an objective that is not registered, ValueError for unequal numbers of items
+    or an objective that returns anything but a finite number.
     """
     functions = [OBJECTIVES[name] for name in objectives]
-    return [
+    rows = [
         [f(response=response, answer=answer, length=length, mean_length=mean_length) for f in functions]
         for response, answer, length in zip(responses, answers, lengths, strict=True)
     ]
+    for row in rows:
+        for name, value in zip(objectives, row):
+            if not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise ValueError(f"the objective {name} returned {value!r}, not a finite number")
+    return rows
+
+
+def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
+    """
+    The chat messages that ask a dataset's `row`, and the true answer.
+
+    Asked is its column problem, question or prompt (text or messages). True is its column answer (of which, as in
+    GSM8K, what follows ####), else reward_model.ground_truth (verl), else solution (the last box in it, if there is
+    one). ValueError if one of the two is missing, empty or of another type.
+    """
+    question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
+            and all(isinstance(m.get("content"), str) and m["content"].strip() for m in messages)):
+        raise ValueError("it needs text or chat messages in column problem, question or prompt")
+    if "answer" in row:
+        answer = row["answer"].split("####")[-1].strip() if isinstance(row["answer"], str) else row["answer"]
+    elif isinstance(row.get("reward_model"), dict):
+        answer = row["reward_model"].get("ground_truth")
+    else:
+        boxed = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
+        answer = row.get("solution") if boxed is None else boxed
+    if not isinstance(answer, (str, int, float)) or not str(answer).strip():
+        raise ValueError("it needs an answer in column answer, reward_model.ground_truth or solution")
+    return messages, str(answer)
 
 
 @objective

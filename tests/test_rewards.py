@@ -5,9 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 
 import rewards
-from rewards import accuracy, clarity, conciseness, objective, score
+from rewards import accuracy, clarity, conciseness, objective, question_and_answer, score
 
 # Outside of the repository, since the cases quote problems of MATH.
 ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/rewards.json"
@@ -236,6 +237,61 @@ def test_own_objective(monkeypatch):
 
     assert score(["politeness", "accuracy", "brevity"], [r"please \boxed{4}"], ["4"], [5], 10.0) == [[1.0, 1.0, 17.5]]
     assert politeness(response="no") == 0.0  # the decorator leaves the function as it is
+
+
+@pytest.mark.parametrize("value", [None, "1", float("nan"), float("inf"), [1.0]])
+def test_score_names_the_objective_that_returns_no_number(monkeypatch, value):
+    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda **_: value})
+    with pytest.raises(ValueError, match="politeness"):
+        score(["politeness"], ["a"], ["b"], [1], 1.0)
+
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+
+
+@pytest.mark.parametrize("row, content, answer", [
+    ({"problem": "1+1?", "answer": "2", "solution": r"\boxed{3}", "reward_model": "gpt"}, "1+1?", "2"),
+    ({"problem": "1+1?", "answer": 2}, "1+1?", "2"),
+    ({"question": "1+1?", "answer": "One and one.\n#### 2"}, "1+1?", "2"),  # GSM8K
+    ({"prompt": MESSAGES, "solution": r"so $\boxed{3}$, no $\boxed{2}$."}, None, "2"),  # TRL
+    ({"prompt": "1+1?", "solution": "2"}, "1+1?", "2"),
+    ({"prompt": MESSAGES, "solution": "long", "reward_model": {"ground_truth": "2"}}, None, "2"),  # verl
+])
+def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
+    messages = MESSAGES if content is None else [{"role": "user", "content": content}]
+    assert question_and_answer(row) == (messages, answer)
+
+
+@pytest.mark.parametrize("row", [
+    {}, {"problem": "1+1?"}, {"answer": "2"}, {"problem": None, "answer": "2"}, {"problem": 12, "answer": "2"},
+    {"problem": " ", "answer": "2"}, {"problem": "1+1?", "answer": None}, {"problem": "1+1?", "answer": ["2"]},
+    {"problem": "1+1?", "answer": ""}, {"prompt": [], "answer": "2"}, {"prompt": ["1+1?"], "answer": "2"},
+    {"prompt": [{"role": "user"}], "answer": "2"}, {"prompt": "1+1?", "reward_model": {"truth": "2"}},
+])
+def test_rows_without_question_or_answer_are_refused(row):
+    with pytest.raises(ValueError, match="^it needs "):
+        question_and_answer(row)
+
+
+DATA = Path(__file__).resolve().parents[2] / "shared/data"
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
+def test_gold_solutions_earn_accuracy():
+    """Each solution of MATH-500, as a response to its own problem. (The authors' algebra set comes without solutions.)"""
+    rows = load_dataset("parquet", data_files=[str(path) for path in DATA.glob("math500-*")], split="train")
+    missed = [row["unique_id"] for row in rows if not accuracy(row["solution"], question_and_answer(row)[1])]
+    assert len(rows) == 500 and len(missed) <= 5, missed
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
+def test_all_of_the_authors_data_can_be_read():
+    files = sorted(DATA.glob("*.parquet"))
+    assert len(files) == 6
+    for path in files:
+        for row in load_dataset("parquet", data_files=str(path), split="train"):
+            messages, answer = question_and_answer(row)
+            assert messages[-1]["role"] == "user" and answer
 
 
 def test_score_refuses_what_does_not_fit():

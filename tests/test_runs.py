@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT, SCRIPTS, SMALL, copy_scripts, without_times
 from safetensors.torch import load_file
 
@@ -64,7 +65,7 @@ def test_a_run_changes_every_parameter_and_writes_what_it_says(run, folders, wei
     moved = [metrics[-1][f"weights/{name}"] != 1 / 3 for name in names]
     assert all(moved) if weighting == "gradient" else not any(moved)
     args = json.loads((folder / "args.json").read_text())
-    assert args["weighting"] == weighting and args["versions"]["torch"] == torch.__version__
+    assert args["weighting"] == weighting and args["versions"]["transformers"] == transformers.__version__
     out = capsys.readouterr().out
     assert "initial model" in out and "after step 2" in out
 
@@ -230,9 +231,14 @@ def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(ru
         assert moves["reward"] < 1e-4
 
 
-def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(run):
-    metrics, _ = run("--weighting", "hypervolume", "--steps", "4", "--eval-every", "4", "--learning-rate", "0.02")
-    points = [[line[f"val/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
+def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(run, script, monkeypatch):
+    """The second point is better than the first, the third no better than the second, the fourth better in a part."""
+    points, evaluate = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]], script.evaluate
+    validated = iter(points)
+    monkeypatch.setattr(script, "evaluate", lambda *args, prefix, **kwargs: (
+        ({}, next(validated), []) if prefix == "val/" else evaluate(*args, prefix=prefix, **kwargs)))
+    metrics, _ = run("--weighting", "hypervolume", "--steps", "4", "--eval-every", "4")
+    assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
     for i, line in enumerate(metrics[1:], 1):
         gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(points[:i], [0] * 3)
         assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
@@ -298,13 +304,68 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(script, folder
 def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script, monkeypatch, capsys):
     _, with_one = run("--steps", "1", "--checkpoint-every", "1")
     _, without = run("--steps", "1", name="without")
-    for folder, flags, message in [(with_one, ["--seed", "5"], "seed was 1"), (without, [], "no checkpoint.pt")]:
+    cases = [(with_one, ["--seed", "5"], "seed was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
+             (without, [], "no checkpoint.pt")]
+    for folder, flags, message in cases:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         with pytest.raises(SystemExit) as stop:
             script.main()
         assert stop.value.code == 2 and message in capsys.readouterr().err
         assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def damage_script(folder):
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps({**args, "script": "other_dynw.py"}))
+
+
+DAMAGE = {
+    "another script's": (damage_script, "is a run of other_dynw.py"),
+    "no args": (lambda folder: (folder / "args.json").unlink(), "not that of a run"),
+    "args of another kind": (lambda folder: (folder / "args.json").write_text("[1]"), "not that of a run"),
+    "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), "not a checkpoint"),
+    "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), "not a checkpoint"),
+    "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "lacks a step"),
+    "broken metrics": (lambda folder: (folder / "metrics.jsonl").write_text("nonsense\n"), "line 1"),
+    "metrics without steps": (lambda folder: (folder / "metrics.jsonl").write_text("{}\n{}\n{}\n"), "lacks a step"),
+    "fewer steps than made": (lambda folder: None, "already made 2"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
+def test_resume_refuses_a_damaged_run_and_leaves_it_as_it_is(run, script, monkeypatch, capsys, name):
+    damage, message = DAMAGE[name]
+    _, folder = run("--checkpoint-every", "1")
+    damage(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    flags = ["--steps", "1" if name.startswith("fewer") else "3"]
+    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--resume", str(folder), *flags])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and message in err and len(err.splitlines()) == 1
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_with_relative_paths_is_resumed_from_another_folder(run, folders, script, monkeypatch, tmp_path):
+    monkeypatch.chdir(folders["data"].parent)
+    _, folder = run("--checkpoint-every", "1", "--model", "qwen3", "--dataset", "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script", "--resume", "run", "--steps", "3"])
+    script.main()
+    assert [line["step"] for line in hypervolume.read_metrics(folder)] == [0, 1, 2, 3]
+
+
+def test_equal_rewards_of_a_group_move_nothing(run, script, monkeypatch):
+    """Sums such as 0.1 + 0.2 + 0.7 are rounded, and a difference over a spread of 0 would be an advantage."""
+    for name, value in {"accuracy": 0.1, "conciseness": 0.2, "clarity": 0.7}.items():
+        rewards.OBJECTIVES[name] = lambda value=value, **_: value
+    kl = ["--kl-coefficient", "0"] if hasattr(script.Args, "kl_coefficient") else []
+    metrics, _ = run("--num-generations", "7", "--steps", "1", *kl)
+    assert metrics[1]["grad_norm"] < 1e-6
 
 
 # Bad input
@@ -333,6 +394,12 @@ BAD = {
     "no step": ["--steps", "0"],
     "no mu": ["--mu", "0"],
     "negative clip": ["--clip-low", "-1"],
+    "no coefficient": ["--clip-high", "nan"],
+    "infinite learning rate": ["--learning-rate", "inf"],
+    "a seed too large": ["--seed", "9999999999999999999"],
+    "a device that is none": ["--device", "meta"],
+    "a name too long": ["--output-dir", "a" * 300],
+    "a row without an answer": ["--dataset", "{unanswered}"],
     "probe layers out of order": ["--probe-layers", "0.75", "0.25"],
     "one probe layer": ["--probe-layers", "0.75"],
     "updates that do not divide": ["--updates-per-step", "3"],
@@ -365,6 +432,7 @@ def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(run, tmp_p
         "split": dataset(inputs / "split", train=GOOD),
         "nothing": dataset(inputs / "nothing", train=GOOD, test=[]),
         "unvalidated": dataset(inputs / "unvalidated", train=GOOD, test=GOOD),
+        "unanswered": dataset(inputs / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD),
         "broken": dataset(inputs / "broken", train=GOOD, test=GOOD),
     }
     paths["empty"].mkdir()
