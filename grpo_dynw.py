@@ -43,18 +43,18 @@ from transformers.pytorch_utils import Conv1D
 
 import rewards
 from hypervolume import (
-    ParetoBuffer, before_and_after, hypervolume, meta_reward, performance, plot_curves, plot_fronts, read_run,
+    ParetoBuffer, before_and_after, hypervolume, meta_reward, plot_curves, plot_fronts, read_run,
     start_log, versions, write_whole,
 )
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
-THREE = ["accuracy", "conciseness", "clarity"]
 
 
 @dataclass
 class Args:
     weighting: Literal["fixed", "hypervolume", "gradient"] = HfArg(default="fixed", help="how objectives are weighed")
-    objectives: list[str] = HfArg(default_factory=lambda: [*THREE], help="K >= 2 names that rewards.py registers")
+    objectives: list[str] = HfArg(
+        default_factory=lambda: ["accuracy", "conciseness", "clarity"], help="K >= 2 names that rewards.py registers")
     weights: list[float] = HfArg(default_factory=list, help="K initial weights, sum 1 (default: all equal)")
     mu: float | None = HfArg(default=None, help="smaller moves weights faster, Eq. (3) (default: 10 learning rates)")
     probe_layers: list[float] = HfArg(default_factory=lambda: [0.25, 0.75], help="decoder layers of Eq. (3): from, to")
@@ -134,7 +134,7 @@ def check_args(args):
     """Refuses what cannot work before anything is loaded or written."""
     K, known = len(args.objectives), rewards.OBJECTIVES
     positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "max_prompt_tokens",
-                "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm", "clip_dual"]
+                "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm"]
     not_negative = ["weight_decay", "clip_low", "clip_high", "checkpoint_every", "seed", "kl_coefficient"]
     numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
     for is_wrong, message in [
@@ -145,6 +145,7 @@ def check_args(args):
         (not abs(sum(args.weights) - 1) < 1e-6, f"--weights: must sum to 1, not {sum(args.weights):.6g}"),
         (len(args.probe_layers) != 2 or not 0 <= args.probe_layers[0] < args.probe_layers[-1] <= 1,
          f"--probe-layers: give two fractions in order, such as 0.25 0.75, not {args.probe_layers}"),
+        (not args.clip_dual > 1, "--clip-dual: must be above 1, or it takes gradients at ratio 1"),
         (args.num_generations < 2, "--num-generations: an advantage compares at least 2 responses to a problem"),
         *((not 0 < numbers[name] < math.inf, f"--{name.replace('_', '-')}: must be above 0") for name in positive),
         *((not 0 <= numbers.get(name, 0) < 2**32, f"--{name.replace('_', '-')}: must be 0 or above, below 2^32")
@@ -158,10 +159,6 @@ def check_args(args):
     ]:
         if is_wrong:
             fail(message)
-    try:
-        torch.zeros(1, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        fail(f"--device {args.device}: {error}")
 
 
 # ---- Model, data -----------------------------------------------------------------------------------------------------
@@ -177,9 +174,12 @@ def load_model(name, device):
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        model = model.to(device).eval()
     except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--model: cannot load {name}, a folder or a name on the Hub: {error}")
+        fail(f"--model: cannot load {name}, a folder or a name on the Hub, on {device}: {error}")
+    if loaded["missing_keys"]:
+        fail(f"--model: {name} lacks weights: {', '.join(sorted(loaded['missing_keys']))}")
     settings, own = model.generation_config, model.generation_config.eos_token_id
     end_ids = sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
     if not end_ids:
@@ -205,7 +205,7 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
                 messages, answer = rewards.question_and_answer(row)
             except ValueError as error:
                 fail(f"--dataset {dataset}: row {number} of split {split}: {error}")
-            text = messages[-1]["content"] + "\n"
+            text = "".join(message["content"] + "\n" for message in messages)
             if tokenizer.chat_template:
                 text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
@@ -289,9 +289,6 @@ def token_logprobs(model, batch):
     return chosen.float() - logits.float().logsumexp(-1)
 
 
-# ---- The algorithm ---------------------------------------------------------------------------------------------------
-
-
 # --- algorithm: advantage ---
 def advantage(reward, lengths, args):
     """GRPO: how many (unbiased) standard deviations a response is above its group's mean. reward: (N,) -> (N,)."""
@@ -329,10 +326,19 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, clip_du
 
 def middle_layers(model, probe_layers):
     """The decoder layers from the first to the second of `probe_layers`, two fractions of their number."""
-    count = model.config.num_hidden_layers
+    count = model.config.get_text_config().num_hidden_layers
     layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
     first = int(probe_layers[0] * count)
     return layers[first : max(first + 1, int(probe_layers[1] * count))]
+
+
+def linear_maps(layers):
+    """The linear maps in `layers`. ValueError if most of the weights are elsewhere, such as in fused experts."""
+    linears = [m for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    share = sum(m.weight.numel() for m in linears) / sum(p.numel() for p in layers.parameters())
+    if share < 0.8:
+        raise ValueError(f"only {share:.0%} of the probed weights are in linear maps, which is all that the probe sees")
+    return linears
 
 
 def gram_matrix(model, layers, micros, advantages, num_tokens):
@@ -353,8 +359,10 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
     gradients = {}
 
     def watch(linear, inputs, output):
-        def receive(delta):  # (B, T, out)
-            per_response = delta.transpose(1, 2) @ inputs[0].detach()  # (B, out, in)
+        def receive(delta):  # (B, T, out), of the micro-batch that the loop below is at
+            delta = delta.reshape(A.shape[1], -1, delta.shape[-1])
+            x = inputs[0].detach().to(delta.dtype).reshape(A.shape[1], -1, inputs[0].shape[-1])  # (B, T, in)
+            per_response = delta.transpose(1, 2) @ x  # (B, out, in)
             g = A @ per_response.flatten(1).to(A.dtype)  # (K, out * in)
             gradients[linear] = gradients[linear] + g if linear in gradients else g
             if micro is micros[-1]:
@@ -363,8 +371,7 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
 
         output.register_hook(receive)
 
-    linears = [m for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
-    hooks = [linear.register_forward_hook(watch) for linear in linears]
+    hooks = [linear.register_forward_hook(watch) for linear in linear_maps(layers)]
     # Nothing below the lowest probed layer is back-propagated, and no parameter gets a gradient.
     hooks.append(layers[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].requires_grad_(), *inputs[1:])))
     model.requires_grad_(False)
@@ -398,26 +405,29 @@ def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size,
     Greedy responses to all `problems`. Returns metrics, each name with `prefix` (the mean reward of each objective,
     mean_length, clipped_ratio), the point (K floats) they make, and a dictionary for each problem: asked, said, earned.
 
-    Under `conciseness` stands the point's coordinate, 1 - mean length / limit: what training rewards is being shorter
-    than its running mean, which says nothing of two models.
+    Conciseness is 1 - length / limit here: what training rewards is being shorter than its running mean, which says
+    nothing of two models.
     """
     samples = []
     for first in range(0, len(problems), batch_size):
         chunk = problems[first : first + batch_size]
         batch = rollout(model, [p["prompt_ids"] for p in chunk], max_new_tokens, sample=False)
-        texts, lengths, cut_off = read_responses(batch, tokenizer, model.generation_config.eos_token_id)
-        answers = [p["answer"] for p in chunk]
-        scores = rewards.score(objectives, texts, answers, lengths, sum(lengths) / len(lengths))
-        for problem, text, length, cut, values in zip(chunk, texts, lengths, cut_off, scores):
+        for problem, text, length, cut in zip(
+            chunk, *read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+        ):
             samples.append({"prompt": problem["prompt"], "response": text, "answer": problem["answer"],
-                            "length": length, "cut_off": cut, **dict(zip(objectives, values))})
+                            "length": length, "cut_off": cut})
+    texts, answers, lengths = ([s[key] for s in samples] for key in ("response", "answer", "length"))
+    for sample, values in zip(samples, rewards.score(objectives, texts, answers, lengths, float(np.mean(lengths)))):
+        sample.update(zip(objectives, values))
+        if "conciseness" in objectives:
+            sample["conciseness"] = 1 - sample["length"] / max_new_tokens
     keys = {"mean_length": "length", "clipped_ratio": "cut_off", **{name: name for name in objectives}}
     metrics = {prefix + name: float(np.mean([s[key] for s in samples])) for name, key in keys.items()}
-    point = performance(metrics, objectives, max_new_tokens, prefix)
-    return {**metrics, **{prefix + name: x for name, x in zip(objectives, point)}}, point, samples
+    return metrics, [metrics[prefix + name] for name in objectives], samples
 
 
-def test(evaluate_on, problems, evaluations, folder):
+def evaluate_test_split(evaluate_on, problems, evaluations, folder):
     """
     Evaluates on the test split and appends the point to `evaluations`. Writes what was said to completions.jsonl.
 
@@ -432,9 +442,8 @@ def test(evaluate_on, problems, evaluations, folder):
 
 def save_checkpoint(path, policy, optimizer, state):
     """Writes one plain dictionary: all that a run needs to go on as if it had never stopped."""
-    cuda_rng = torch.cuda.get_rng_state(policy.device) if policy.device.type == "cuda" else None
     checkpoint = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "state": state,
-                  "cpu_rng": torch.get_rng_state(), "cuda_rng": cuda_rng}
+                  "cpu_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
     write_whole(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
@@ -445,8 +454,7 @@ def load_checkpoint(path, policy, optimizer):
         policy.load_state_dict(checkpoint["policy"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         torch.set_rng_state(checkpoint["cpu_rng"])
-        if checkpoint["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(checkpoint["cuda_rng"], policy.device)
+        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         return checkpoint["state"]
     except Exception as error:  # whatever a file that is broken or of another program leads to
         fail(f"--resume: {path} is not a checkpoint of this run: {error!r}")
@@ -456,16 +464,23 @@ def main():
     args = parse_args()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    for library in ("datasets", "huggingface_hub", "transformers"):  # what goes wrong is said once, by `fail`
+    for library in ("datasets", "huggingface_hub"):  # what goes wrong is said once, by `fail`
         logging.getLogger(library).setLevel(logging.CRITICAL)
     torch.manual_seed(args.seed)
     policy, tokenizer, generation_settings = load_model(args.model, args.device)
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
     problems = read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
+    longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
+    if args.max_prompt_tokens + args.max_new_tokens > longest:
+        fail(f"--max-prompt-tokens and --max-new-tokens: together more than the model's {longest} positions")
+    if args.weighting == "gradient":
+        try:
+            linear_maps(middle_layers(policy, args.probe_layers))
+        except ValueError as error:
+            fail(f"--weighting gradient: {error}")
     # --- algorithm: kl ---
     reference = load_model(args.model, args.device)[0].requires_grad_(False)  # the initial policy, frozen
     # --- end ---
-    probed = middle_layers(policy, args.probe_layers)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     names, G, folder = args.objectives, args.num_generations, Path(args.output_dir)
     K, N = len(names), args.prompts_per_step * G
@@ -501,7 +516,7 @@ def main():
             metrics |= values
             state["pareto_buffer"] = [initial]
             state["hv_reference"] = initial if args.hv_reference == "initial" else state["hv_reference"]
-        log(metrics | test(evaluate_on, problems["test"], state["evaluations"], folder))
+        log(metrics | evaluate_test_split(evaluate_on, problems["test"], state["evaluations"], folder))
     buffer = ParetoBuffer(state["hv_reference"])
     buffer.points = state["pareto_buffer"]
 
@@ -531,11 +546,12 @@ def main():
         influences = {}
         if args.weighting == "gradient":
             A = torch.stack([advantage(r, lengths, args) for r in r_vec]).float()  # (K, N)
-            I = influence(gram_matrix(policy, probed, micros, A, lengths.sum()))  # (K,)
+            layers = middle_layers(policy, args.probe_layers)
+            I = influence(gram_matrix(policy, layers, micros, A, lengths.sum()))  # (K,)
             w = updated_weights(I.new_tensor(state["weights"]), I, args.learning_rate, args.mu)
             state["weights"] = w.tolist() if w.isfinite().all() else state["weights"]
             influences = {f"influence/{name}": value for name, value in zip(names, I.tolist())}
-        else:
+        elif len(updates) > 1:  # a single update starts from the policy that sampled
             for micro in micros:
                 with torch.no_grad():
                     micro["old_logprobs"] = token_logprobs(policy, micro)
@@ -555,9 +571,9 @@ def main():
             num_tokens = sum(micro["response_mask"].sum() for micro in update)
             for micro in update:
                 logprobs = token_logprobs(policy, micro)  # (B, R)
+                old_logprobs = micro.get("old_logprobs", logprobs.detach())
                 loss, is_clipped = policy_loss(
-                    logprobs, micro["old_logprobs"], A[micro["rows"]].float(), args.clip_low, args.clip_high,
-                    args.clip_dual)
+                    logprobs, old_logprobs, A[micro["rows"]].float(), args.clip_low, args.clip_high, args.clip_dual)
                 terms = {"clip_fraction": is_clipped}
                 # --- algorithm: kl ---
                 with torch.no_grad():
@@ -581,8 +597,9 @@ def main():
         metrics = {"step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item()}
         metrics |= {name: total / len(updates) for name, total in sums.items()}
         for k, name in enumerate(names):
-            metrics[f"rewards/{name}/mean"] = r_vec[k].mean().item()
-            metrics[f"rewards/{name}/frac_zero_std"] = (r_vec[k].view(-1, G).std(1) == 0).float().mean().item()
+            groups = r_vec[k].view(-1, G)
+            metrics[f"rewards/{name}/mean"] = groups.mean().item()
+            metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).float().mean().item()
             metrics[f"weights/{name}"] = state["weights"][k]
         metrics |= influences
         metrics["meta_reward"] = state["r_pareto"]
@@ -604,7 +621,7 @@ def main():
         metrics |= zip(phases, np.diff(times).tolist())
         metrics["tokens_per_second"] = sum(lengths.tolist()) / (times[-1] - times[0])
         if step % args.eval_every == 0 or step == args.steps:
-            metrics |= test(evaluate_on, problems["test"], state["evaluations"], folder)
+            metrics |= evaluate_test_split(evaluate_on, problems["test"], state["evaluations"], folder)
         log(metrics)
         shown = [f"{k} {metrics[f'rewards/{k}/mean']:.2f} (w {metrics[f'weights/{k}']:.2f})" for k in names]
         bar.set_postfix_str(", ".join(shown))

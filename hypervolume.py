@@ -189,7 +189,7 @@ def start_log(folder, report_to, settings, step):
 def versions():
     """What a run depends on beside its arguments: library versions and the commit of this file's repository."""
     found = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "datasets", "numpy")}
-    command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
     return {"versions": {"python": platform.python_version(), **found}, "git_commit": commit or None}
 

@@ -75,8 +75,11 @@ def run_script(folders, tmp_path, monkeypatch):
     rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 2)
     rewards.OBJECTIVES["clarity"] = lambda response, **_: float(len(set(response)) > 8)
 
-    def call(script, *flags, name="run", model="qwen3"):
+    def call(script, *flags, name="run", model="qwen3", pictures=False):
         folder = tmp_path / name
+        if not pictures:  # they take longer than the run
+            monkeypatch.setattr(script, "plot_curves", lambda *_: None)
+            monkeypatch.setattr(script, "plot_fronts", lambda *_: None)
         flags = [*SMALL, "--model", folders[model], "--dataset", folders["data"], "--output-dir", folder, *flags]
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
         script.main()

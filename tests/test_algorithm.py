@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import random_model
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Qwen3Config
 from transformers.pytorch_utils import Conv1D
 
 # Inputs and outputs of the functions in the paper authors' repository, at commit 238fe65.
@@ -287,7 +287,7 @@ def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, toler
                                              (36, list(range(9, 27)))])
 def test_the_middle_half_of_the_decoder_layers(script, count, expected):
     model = nn.Module()
-    model.config = type("Config", (), {"num_hidden_layers": count})
+    model.config = Qwen3Config(num_hidden_layers=count)
     model.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(count)])
     layers = list(script.middle_layers(model, [0.25, 0.75]))
     assert [list(model.layers).index(layer) for layer in layers] == expected

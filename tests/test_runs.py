@@ -3,6 +3,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 import transformers
 from conftest import ROOT, SCRIPTS, SMALL, copy_scripts, without_times
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import hypervolume
 import rewards
@@ -36,11 +37,10 @@ def command(script, folders, output, *flags):
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_a_run_changes_every_parameter_and_writes_what_it_says(run, folders, weighting, model, capsys):
-    metrics, folder = run("--weighting", weighting, model=model)
+    metrics, folder = run("--weighting", weighting, "--weight-decay", "0", model=model, pictures=True)
     before, after = load_file(folders[model] / "model.safetensors"), weights_of(folder)
     assert before.keys() == after.keys()
     unchanged = [name for name in before if torch.equal(before[name], after[name])]
-    # GPT-2's key biases move every attention score of a query alike: their gradient is rounding, if anything.
     assert not unchanged
     assert sorted(path.name for path in folder.iterdir()) == [
         "args.json", "completions.jsonl", "curves.png", "fronts.png", "metrics.jsonl", "model"]
@@ -98,7 +98,7 @@ def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, 
     for name in ("accuracy", "clarity"):
         scores = rewards.score([name], [s["response"] for s in samples], [p["answer"] for p in problems], [0] * 6, 0)
         assert metrics[-1][f"eval/{name}"] == pytest.approx(sum(map(sum, scores)) / 6)
-    length = sum(s["mean_length"] for s in samples) / 6
+    length = sum(s["length"] for s in samples) / 6
     assert metrics[-1]["eval/mean_length"] == pytest.approx(length)
     assert metrics[-1]["eval/conciseness"] == pytest.approx(1 - length / 12)
     points = [[line[f"eval/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
@@ -179,7 +179,7 @@ def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, sc
     calls = spy(monkeypatch, script, "policy_loss")
     metrics, _ = run("--steps", "1", "--micro-batch-size", "16")
     (logprobs, old, A, *_), (_, clipped) = calls[0]
-    assert torch.allclose(logprobs, old, atol=1e-6) and not clipped.any()
+    assert torch.equal(logprobs, old) and not clipped.any()
     rows = spy(monkeypatch, script, "micro_batches")
     metrics, _ = run("--steps", "1", "--micro-batch-size", "16", name="again")
     lengths = rows[0][1][0]["response_mask"].sum(1)
@@ -202,11 +202,101 @@ def test_micro_batches_do_not_change_the_gradient(run, sgd, updates):
             assert results[size][0][name] == pytest.approx(results[16][0][name], rel=1e-3, abs=1e-6)
 
 
-def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch):
+@pytest.mark.parametrize("weighting", ["fixed", "gradient"])
+def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch, weighting):
     calls = spy(monkeypatch, script, "policy_loss")
-    run("--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01")
+    run("--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01",
+        "--weighting", weighting)
     first, second = [(args[0] - args[1]).abs().max() for args, _ in calls]
     assert first < 1e-5 < 1e-2 < second
+
+
+def test_every_group_holds_the_responses_to_one_problem_and_its_answer(run, folders, monkeypatch, script):
+    scored, rolled = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "rollout")
+    run("--steps", "1")
+    answers = {p["problem"]: p["answer"] for split in ("train", "test") for p in map(
+        json.loads, (folders["data"] / f"{split}.jsonl").read_text().splitlines())}
+    [prompts] = [args[1] for args, _ in rolled if len(args[1]) == 16]
+    [given] = [args[2] for args, _ in scored if len(args[2]) == 16]
+    tokenizer = script.AutoTokenizer.from_pretrained(folders["qwen3"])
+    asked = [next(q for q in answers if q in tokenizer.decode(prompt)) for prompt in prompts]
+    assert [answers[question] for question in asked] == given
+    assert all(len(set(asked[i : i + 4])) == 1 for i in range(0, 16, 4)) and len(set(asked)) == 4
+
+
+def test_rewards_become_advantages_by_name_and_weight(run, script, monkeypatch):
+    scored, probed = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "gram_matrix")
+    advantages = spy(monkeypatch, script, "advantage")
+    metrics, _ = run("--steps", "1", "--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
+    [r_vec] = [torch.tensor(rows, dtype=torch.float64).T for args, rows in scored if len(args[1]) == 16]
+    lengths = advantages[0][0][1]
+    for k, name in enumerate(["accuracy", "conciseness", "clarity"]):
+        assert metrics[1][f"rewards/{name}/mean"] == pytest.approx(r_vec[k].mean().item())
+        equal = [len(set(r_vec[k, i : i + 4].tolist())) == 1 for i in range(0, 16, 4)]
+        assert metrics[1][f"rewards/{name}/frac_zero_std"] == sum(equal) / 4
+        expected = script.advantage(r_vec[k], lengths, advantages[0][0][2]).float()
+        torch.testing.assert_close(probed[0][0][3][k], expected)
+    influence = script.influence(probed[0][1]).tolist()
+    w = torch.tensor([metrics[1][f"weights/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+    assert [metrics[1][f"influence/{name}"] for name in rewards.OBJECTIVES] == influence
+    assert w.tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.05)
+    assert metrics[1]["reward"] == pytest.approx((w @ r_vec).mean().item())
+    torch.testing.assert_close(advantages[3][0][0], w @ r_vec)
+
+
+@pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
+def test_the_kl_term_is_that_from_the_initial_model_and_part_of_the_loss(run, sgd):
+    with_kl, one = run("--kl-coefficient", "0.5", name="one")
+    without, two = run("--kl-coefficient", "0", name="two")
+    assert with_kl[1]["kl"] == pytest.approx(0, abs=1e-9) and with_kl[2]["kl"] > 1e-6
+    assert with_kl[2]["loss"] == pytest.approx(without[2]["loss"] + 0.5 * with_kl[2]["kl"], abs=1e-6)
+    a, b = weights_of(one), weights_of(two)
+    assert max((a[name] - b[name]).abs().max().item() for name in a) > 1e-5
+
+
+def test_flags_reach_what_they_set(run, script, monkeypatch):
+    losses, optimisers = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, torch.optim, "AdamW")
+    made = []
+    monkeypatch.setattr(torch.optim, "AdamW", lambda p, **kwargs: made.append(kwargs) or torch.optim.SGD(p, lr=1e-3))
+    run("--steps", "1", "--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5")
+    assert losses[0][0][3:] == (0.1, 0.3, 4.0)
+    assert made == [{"lr": 1e-3, "weight_decay": 0.5}] and not optimisers
+
+
+def test_an_influence_that_is_not_finite_leaves_the_weights(run, script, monkeypatch):
+    monkeypatch.setattr(script, "influence", lambda gram: torch.full((3,), math.nan, dtype=torch.float64))
+    metrics, _ = run("--steps", "1", "--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
+    assert [metrics[1][f"weights/{name}"] for name in rewards.OBJECTIVES] == [0.7, 0.2, 0.1]
+
+
+@pytest.mark.parametrize("model", ["qwen3", "gpt2"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
+def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
+    """What CUDA does, on the CPU."""
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: autocast("cpu", torch.bfloat16))
+    metrics, _ = run("--weighting", weighting, model=model)
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert metrics[1]["clip_fraction"] == 0 and metrics[1]["grad_norm"] > 0
+
+
+def test_the_probe_refuses_models_whose_weights_are_mostly_not_in_linear_maps(script):
+    layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Embedding(100, 4)])
+    with pytest.raises(ValueError, match="linear maps"):
+        script.linear_maps(layers)
+    assert len(script.linear_maps(layers[:1])) == 1
+
+
+@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
+def test_ten_steps_on_the_embedded_task_improve_it(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--steps", "10", "--weighting", "gradient", "--output-dir",
+                                      str(tmp_path / "run")])
+    script.main()
+    first, last = [line for line in hypervolume.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
+    assert last["eval/accuracy"] > first["eval/accuracy"] + 0.1
+    assert last["eval/mean_length"] < 0.9 * first["eval/mean_length"]
+    assert last["eval/clarity"] > first["eval/clarity"] + 0.3
 
 
 def hypervolume_run(run, monkeypatch, script, name, factor, *flags):
@@ -398,6 +488,9 @@ BAD = {
     "infinite learning rate": ["--learning-rate", "inf"],
     "a seed too large": ["--seed", "9999999999999999999"],
     "a device that is none": ["--device", "meta"],
+    "a dual clip that takes gradients at ratio 1": ["--clip-dual", "1"],
+    "more tokens than positions": ["--max-new-tokens", "100"],
+    "a model that lacks weights": ["--model", "{partial}"],
     "a name too long": ["--output-dir", "a" * 300],
     "a row without an answer": ["--dataset", "{unanswered}"],
     "probe layers out of order": ["--probe-layers", "0.75", "0.25"],
@@ -423,7 +516,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(run, tmp_path, monkeypatch, capfd, script, name):
+def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(
+    run, folders, tmp_path, monkeypatch, capfd, script, name
+):
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     paths = {
@@ -436,6 +531,11 @@ def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(run, tmp_p
         "broken": dataset(inputs / "broken", train=GOOD, test=GOOD),
     }
     paths["empty"].mkdir()
+    paths["partial"] = inputs / "partial"
+    shutil.copytree(folders["qwen3"], paths["partial"])
+    weights = load_file(paths["partial"] / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, paths["partial"] / "model.safetensors", {"format": "pt"})
     paths["damaged"] = inputs / "damaged"
     paths["damaged"].mkdir()
     for name_of_file in ("args.json", "checkpoint.pt"):
@@ -449,8 +549,9 @@ def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(run, tmp_p
         run(*[flag.format(**paths) for flag in BAD[name]])
     captured = capfd.readouterr()
     assert stop.value.code == 2
-    message = captured.err.splitlines()[-1]
-    assert message.startswith(f"{script.__name__}.py: error: ") and len(captured.err.splitlines()) == 1
+    lines = captured.err.splitlines()
+    assert lines[-1].startswith(f"{script.__name__}.py: error: ")
+    assert len(lines) == 1 or name == "a model that lacks weights"  # of which transformers reports itself, too
     assert sorted(tmp_path.rglob("*")) == before
 
 
