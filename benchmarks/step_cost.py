@@ -3,12 +3,11 @@ What gradient-based weighting costs, on the embedded model and on a random Qwen3
 
     python benchmarks/step_cost.py
 
-Two tables: the probe against K separate passes over the same layers; and a step with --weighting gradient against one
-with --weighting fixed, as the script itself times it. Everything is a median, all in one process but for peak memory,
-for which each run has one of its own. About @MINUTES@ minutes on two cores.
+Three tables: what leaving out norms and biases changes; the probe against K separate passes over the same layers; and a
+step with --weighting gradient against one with --weighting fixed, as the script itself times it. Times are medians, all
+in one process but for peak memory, for which each run has one of its own. About ten minutes on two cores.
 """
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,15 +17,24 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch import nn
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
+import rewards  # noqa: E402
 from hypervolume import aligned, read_metrics  # noqa: E402
 
-SIZES = {"embedded": ["--prompts-per-step", "16"], "50M": ["--prompts-per-step", "4", "--max-new-tokens", "64"]}
+OBJECTIVES = ["accuracy", "conciseness", "clarity"]
+SIZES = {"embedded": ["--prompts-per-step", "16"], "50M": ["--prompts-per-step", "2", "--max-new-tokens", "48"]}
+
+
+def make_data(folder):
+    """The embedded data with a test split of 8 problems: its evaluation is not what is measured."""
+    folder.mkdir()
+    for split, size in (("train", 1000), ("test", 8)):
+        lines = (ROOT / f"tiny/data/{split}.jsonl").read_text().splitlines(keepends=True)
+        (folder / f"{split}.jsonl").write_text("".join(lines[:size]))
 
 
 def make_50m(folder):
@@ -41,9 +49,8 @@ def make_50m(folder):
     tokenizer.save_pretrained(folder)
 
 
-def separate_passes(model, layers, micros, advantages, num_tokens):
-    """The Gram matrix (K, K) the plain way: for each objective, forward and backward passes of its own."""
-    weights = [m.weight for m in layers.modules() if isinstance(m, nn.Linear)]
+def separate_passes(model, weights, micros, advantages, num_tokens):
+    """The Gram matrix (K, K) over `weights` the plain way: forward and backward passes for each objective."""
     gradients = []
     for A in advantages:
         total = None
@@ -78,67 +85,99 @@ def probe_cost(name, folder, repeats):
     micros = grpo_dynw.micro_batches(batch, torch.arange(len(prompts)), 32)
     layers = grpo_dynw.middle_layers(model, [0.25, 0.75])
     num_tokens = batch["response_mask"].sum()
+    weights = [linear.weight for linear in grpo_dynw.linear_maps(layers)]
     for K in (3, 8):
         A = torch.randn(K, len(prompts), generator=torch.Generator().manual_seed(K))
-        one, other = (f(model, layers, micros, A, num_tokens) for f in (grpo_dynw.gram_matrix, separate_passes))
+        gram = grpo_dynw.gram_matrix(model, layers, micros, A, num_tokens)
+        model.double()
+        exact = separate_passes(model, weights, micros, A.double(), num_tokens)
+        model.float()
         probe, separate = seconds(
             repeats, lambda: grpo_dynw.gram_matrix(model, layers, micros, A, num_tokens),
-            lambda: separate_passes(model, layers, micros, A, num_tokens))
-        error = ((one - other).norm() / other.norm()).item()
+            lambda: separate_passes(model, weights, micros, A, num_tokens))
+        error = ((gram - exact).norm() / exact.norm()).item()
         yield [name, str(K), f"{separate:.2f} s", f"{probe:.2f} s", f"{probe / separate:.2f}", f"{error:.0e}"]
 
 
-def step(name, folder, weighting, steps, output):
-    """Runs the script for `steps` steps. Returns its metrics."""
-    sys.argv = ["grpo_dynw.py", "--weighting", weighting, "--model", str(folder), "--steps", str(steps), *SIZES[name],
-                "--eval-every", "1000", "--output-dir", str(output)]
+def left_out():
+    """Rows of a table: influences on a step of the embedded model, over linear maps and over all weights."""
+    model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
+    problems = grpo_dynw.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
+    chosen = [p for p in problems[:16] for _ in range(8)]
+    torch.manual_seed(0)
+    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], 96, sample=True)
+    texts, lengths, _ = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    r_vec = rewards.score(OBJECTIVES, texts, [p["answer"] for p in chosen], lengths, sum(lengths) / len(lengths))
+    args = argparse.Namespace(num_generations=8)
+    A = torch.stack([grpo_dynw.advantage(r, None, args) for r in torch.tensor(r_vec, dtype=torch.float64).T]).float()
+    micros = grpo_dynw.micro_batches(batch, torch.arange(len(chosen)), 32)
+    layers = grpo_dynw.middle_layers(model, [0.25, 0.75])
+    for name, weights in (("linear maps", [linear.weight for linear in grpo_dynw.linear_maps(layers)]),
+                          ("all weights", list(layers.parameters()))):
+        I = grpo_dynw.influence(separate_passes(model, weights, micros, A, sum(lengths)).double())
+        yield [name, str(sum(w.numel() for w in weights)), *(f"{value:.6f}" for value in I.tolist())]
+
+
+def step(name, folder, weighting, updates, steps, output):
+    """
+    Runs the script for `steps` steps, with data made beside `output`. Returns its metrics.
+
+    A learning rate of 1e-9 keeps responses, and so the work, the same from step to step and for both weightings.
+    """
+    data = output.with_name(f"{output.name}-data")
+    make_data(data)
+    sys.argv = ["grpo_dynw.py", "--weighting", weighting, "--model", str(folder), "--dataset", str(data), "--steps",
+                str(steps), *SIZES[name], "--updates-per-step", updates, "--learning-rate", "1e-9", "--eval-every",
+                "1000", "--output-dir", str(output)]
     grpo_dynw.main()
     return read_metrics(output)[1:]
 
 
-def peak_memory(name, folder, weighting):
-    """Bytes that a process running two steps holds at its peak."""
-    command = [sys.executable, __file__, "--peak", name, str(folder), weighting]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+def peak_memory(name, folder, weighting, updates):
+    """MB that a process running two steps holds at its peak (Linux)."""
+    command = [sys.executable, __file__, "--peak", name, str(folder), weighting, updates]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]) / 1024
 
 
-def step_cost(name, folder, repeats, scratch):
-    """Rows of a table: fixed, gradient and their ratio."""
+def step_cost(name, folder, updates, repeats, scratch):
+    """Rows of a table: fixed, gradient and their ratio, with so many updates a step."""
     medians, rows = [], []
     for weighting in ("fixed", "gradient"):
-        metrics = step(name, folder, weighting, repeats + 1, scratch / f"{name}-{weighting}")[1:]
+        output = scratch / f"{name}-{weighting}-{updates}"
+        metrics = step(name, folder, weighting, updates, repeats + 1, output)[1:]
         phases = {phase: [m[f"time/{phase}"] for m in metrics] for phase in ("rollout", "probe", "update")}
         update = statistics.median(map(sum, zip(phases["probe"], phases["update"])))
         whole = statistics.median(map(sum, zip(*phases.values())))
-        medians.append([statistics.median(phases["probe"]), update, whole, peak_memory(name, folder, weighting)])
+        medians.append([update, whole, peak_memory(name, folder, weighting, updates)])
         *times, memory = medians[-1]
-        rows.append([name, weighting, *(f"{t:.2f} s" for t in times), f"{memory / 2**20:.0f} MB"])
-    return [*rows, [name, "ratio", *(f"{b / a:.2f}" for a, b in zip(*medians))]]
+        rows.append([name, updates, weighting, *(f"{t:.2f} s" for t in times), f"{memory:.0f} MB"])
+    return [*rows, [name, updates, "ratio", *(f"{b / a:.2f}" for a, b in zip(*medians))]]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--repeats", type=int, default=7, help="timings of which the median is taken")
-    parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=5, help="timings of which the median is taken")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if args.peak:
-            name, folder, weighting = args.peak
-            step(name, folder, weighting, 2, scratch / "run")
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            step(*args.peak, 2, scratch / "run")
+            print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
             return
         make_50m(scratch / "50m")
         folders = {"embedded": ROOT / "tiny/model", "50M": scratch / "50m"}
         torch_version, threads = torch.__version__, torch.get_num_threads()
         print(f"torch {torch_version}, transformers {transformers.__version__}, {threads} threads, float32\n")
-        rows = [["model", "K", "separate passes", "probe", "ratio", "relative difference"]]
+        print(aligned([["probed", "weights", *(f"influence of {name}" for name in OBJECTIVES)], *left_out()]), "\n")
+        rows = [["model", "K", "separate passes", "probe", "ratio", "error of the probe"]]
         for name, folder in folders.items():
             rows += probe_cost(name, folder, args.repeats)
         print(aligned(rows), "\n", flush=True)
-        rows = [["model", "weighting", "probe", "probe + update", "whole step", "peak memory"]]
+        rows = [["model", "updates a step", "weighting", "probe + update", "whole step", "peak memory"]]
         for name, folder in folders.items():
-            rows += step_cost(name, folder, args.repeats, scratch)
+            for updates in ("1", "2"):
+                rows += step_cost(name, folder, updates, args.repeats, scratch)
         print(aligned(rows))
 
 

@@ -1,5 +1,5 @@
 r"""
-Makes the embedded default, tiny/model and tiny/data, from a seed: about ten minutes on two cores.
+Makes the embedded default, tiny/model and tiny/data, from a seed: about seven minutes on two cores.
 
     python tiny/make_tiny.py
 
