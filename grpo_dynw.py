@@ -43,7 +43,7 @@ from transformers.pytorch_utils import Conv1D
 
 import rewards
 from hypervolume import (
-    ParetoBuffer, before_and_after, hypervolume, meta_reward, plot_curves, plot_fronts, read_run,
+    ParetoBuffer, before_and_after, fail, hypervolume, meta_reward, plot_curves, plot_fronts, read_run,
     start_log, versions, write_whole,
 )
 
@@ -88,12 +88,6 @@ class Args:
     output_dir: str | None = HfArg(default=None, help="folder of the run (default: runs/ALGORITHM-WEIGHTING-TIME)")
     resume: str | None = HfArg(default=None, help="folder of a run with a checkpoint, to be continued")
     report_to: Literal["none", "tensorboard", "wandb"] = HfArg(default="none", help="where else metrics go")
-
-
-def fail(message):
-    """The answer to bad input: one line, exit code 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(2)
 
 
 def parse_args():
@@ -161,9 +155,6 @@ def check_args(args):
             fail(message)
 
 
-# ---- Model, data -----------------------------------------------------------------------------------------------------
-
-
 def load_model(name, device):
     """
     A causal language model in float32, its tokenizer, and the generation settings it came with.
@@ -187,36 +178,6 @@ def load_model(name, device):
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
     return model, tokenizer, settings
-
-
-def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
-    """The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text)."""
-    try:
-        data = datasets.load_dataset(dataset)
-    except Exception as error:  # whatever the libraries that read its files raise
-        fail(f"--dataset: cannot read {dataset}, a folder or a name on the Hub: {error.__cause__ or error}")
-    problems = {}
-    for split in splits:
-        if split not in data or len(data[split]) == 0:
-            fail(f"--dataset {dataset}: split {split} is missing or empty")
-        problems[split] = []
-        for number, row in enumerate(data[split], 1):
-            try:
-                messages, answer = rewards.question_and_answer(row)
-            except ValueError as error:
-                fail(f"--dataset {dataset}: row {number} of split {split}: {error}")
-            text = "".join(message["content"] + "\n" for message in messages)
-            if tokenizer.chat_template:
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-            if len(ids) <= max_prompt_tokens:
-                problems[split].append({"prompt": text, "prompt_ids": ids, "answer": answer})
-        left_out = len(data[split]) - len(problems[split])
-        if not problems[split]:
-            fail(f"--dataset {dataset}: no prompt of split {split} is within {max_prompt_tokens} tokens")
-        if left_out:
-            print(f"{split}: left out {left_out} of {len(data[split])} prompts, over {max_prompt_tokens} tokens")
-    return problems
 
 
 def problems_of_step(problems, step, size, seed):
@@ -243,16 +204,15 @@ def rollout(model, prompts, max_new_tokens, sample):
 
     Returns a dictionary of tensors: ids (N, T), attention_mask (N, T), response_mask (N, R).
     """
-    end_ids, pad_id = model.generation_config.eos_token_id, model.generation_config.pad_token_id
-    width = max(map(len, prompts))
+    pad_id, width = model.generation_config.pad_token_id, max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=model.device)  # (N, P)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (N, P)
-    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {"do_sample": False}
-    settings = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=end_ids, pad_token_id=pad_id, **settings)
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-        ids = model.generate(ids, attention_mask=mask, generation_config=settings)  # (N, T)
+        ids = model.generate(  # (N, T)
+            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=sample, **settings)
     # From the ids, not from pads: where pad and end are one token, the end belongs to the response, the rest does not.
-    response_mask = up_to_first_end(ids[:, width:], end_ids)
+    response_mask = up_to_first_end(ids[:, width:], model.generation_config.eos_token_id)
     return {"ids": ids, "attention_mask": torch.cat([mask, response_mask.long()], 1), "response_mask": response_mask}
 
 
@@ -333,11 +293,11 @@ def middle_layers(model, probe_layers):
 
 
 def linear_maps(layers):
-    """The linear maps in `layers`. ValueError if most of the weights are elsewhere, such as in fused experts."""
+    """The linear maps in `layers`. Refuses a model with many of its weights elsewhere, such as in fused experts."""
     linears = [m for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
     share = sum(m.weight.numel() for m in linears) / sum(p.numel() for p in layers.parameters())
     if share < 0.8:
-        raise ValueError(f"only {share:.0%} of the probed weights are in linear maps, which is all that the probe sees")
+        fail(f"--weighting gradient: it sees linear maps, but they hold only {share:.0%} of the probed weights")
     return linears
 
 
@@ -469,15 +429,15 @@ def main():
     torch.manual_seed(args.seed)
     policy, tokenizer, generation_settings = load_model(args.model, args.device)
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
-    problems = read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
+    try:
+        problems = rewards.read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
+    except ValueError as error:
+        fail(f"--dataset {args.dataset}: {error}")
     longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
     if args.max_prompt_tokens + args.max_new_tokens > longest:
         fail(f"--max-prompt-tokens and --max-new-tokens: together more than the model's {longest} positions")
     if args.weighting == "gradient":
-        try:
-            linear_maps(middle_layers(policy, args.probe_layers))
-        except ValueError as error:
-            fail(f"--weighting gradient: {error}")
+        linear_maps(middle_layers(policy, args.probe_layers))
     # --- algorithm: kl ---
     reference = load_model(args.model, args.device)[0].requires_grad_(False)  # the initial policy, frozen
     # --- end ---
@@ -594,18 +554,17 @@ def main():
         times.append(time.perf_counter())
 
         # 6. Numbers of this step
-        metrics = {"step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item()}
-        metrics |= {name: total / len(updates) for name, total in sums.items()}
+        metrics = {
+            "step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item(), "meta_reward": state["r_pareto"],
+            "learning_rate": args.learning_rate, "completions/mean_length": sum(lengths.tolist()) / N,
+            "completions/clipped_ratio": sum(cut_off) / N, **influences,
+            **{name: total / len(updates) for name, total in sums.items()},
+        }
         for k, name in enumerate(names):
             groups = r_vec[k].view(-1, G)
             metrics[f"rewards/{name}/mean"] = groups.mean().item()
             metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).float().mean().item()
             metrics[f"weights/{name}"] = state["weights"][k]
-        metrics |= influences
-        metrics["meta_reward"] = state["r_pareto"]
-        metrics["learning_rate"] = args.learning_rate
-        metrics["completions/mean_length"] = sum(lengths.tolist()) / N
-        metrics["completions/clipped_ratio"] = sum(cut_off) / N
 
         # 7. What the step gained on the validation split scales the next one, Alg. 1
         if args.weighting == "hypervolume":

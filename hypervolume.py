@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,12 @@ def performance(metrics, objectives, max_new_tokens, prefix):
         1 - metrics[prefix + "mean_length"] / max_new_tokens if name == "conciseness" else metrics[prefix + name]
         for name in objectives
     ]
+
+
+def fail(message):
+    """The answer to bad input: one line, exit code 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def parse(text, where):
@@ -375,9 +382,9 @@ def main():
             raise ValueError("the runs differ in objectives or max_new_tokens and cannot be compared")
         plot_fronts(runs, args.output)
     except OSError as error:
-        parser.exit(2, f"cannot write {args.output}: {error.strerror}\n")
+        fail(f"cannot write {args.output}: {error.strerror}")
     except ValueError as error:
-        parser.exit(2, f"{error}\n")
+        fail(error)
     print(table(runs))
 
 

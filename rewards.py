@@ -11,10 +11,14 @@ An objective of your own is one function:
 It can then be named wherever the three can. It gets the keywords `response` (the decoded text), `answer` (the ground
 truth), `length` (the number of sampled tokens) and `mean_length` (their running mean), takes those it needs and leaves
 the rest to `**_`. The three raise nothing, whatever a model samples, and take time linear in its length.
+
+Here, too: `read_problems`, what is asked and what is true.
 """
 import math
 import re
 from collections.abc import Callable, Sequence
+
+import datasets
 
 OBJECTIVES: dict[str, Callable[..., float]] = {}
 
@@ -69,6 +73,41 @@ def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
     if not isinstance(answer, (str, int, float)) or not str(answer).strip():
         raise ValueError("it needs an answer in column answer, reward_model.ground_truth or solution")
     return messages, str(answer)
+
+
+def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
+    """
+    The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text).
+
+    Prompts over the limit are left out, with a line that counts them. ValueError for a dataset, split or row that
+    cannot be used, and for a split of which no prompt is within the limit.
+    """
+    try:
+        data = datasets.load_dataset(dataset)
+    except Exception as error:  # whatever the libraries that read its files raise
+        raise ValueError(f"no folder or name on the Hub that can be read: {error.__cause__ or error}") from error
+    problems = {}
+    for split in splits:
+        if split not in data or len(data[split]) == 0:
+            raise ValueError(f"split {split} is missing or empty")
+        problems[split] = []
+        for number, row in enumerate(data[split], 1):
+            try:
+                messages, answer = question_and_answer(row)
+            except ValueError as error:
+                raise ValueError(f"row {number} of split {split}: {error}") from None
+            text = "".join(message["content"] + "\n" for message in messages)
+            if tokenizer.chat_template:
+                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+            if len(ids) <= max_prompt_tokens:
+                problems[split].append({"prompt": text, "prompt_ids": ids, "answer": answer})
+        left_out = len(data[split]) - len(problems[split])
+        if not problems[split]:
+            raise ValueError(f"no prompt of split {split} is within {max_prompt_tokens} tokens")
+        if left_out:
+            print(f"{split}: left out {left_out} of {len(data[split])} prompts, over {max_prompt_tokens} tokens")
+    return problems
 
 
 @objective

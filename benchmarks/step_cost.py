@@ -78,7 +78,7 @@ def seconds(repeats, *functions):
 def probe_cost(name, folder, repeats):
     """Rows of a table: the probe against separate passes, for 3 and 8 objectives."""
     model, tokenizer, _ = grpo_dynw.load_model(str(folder), "cpu")
-    problems = grpo_dynw.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
+    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     flags = dict(zip(SIZES[name][::2], map(int, SIZES[name][1::2])))
     prompts = [p["prompt_ids"] for p in problems[: flags["--prompts-per-step"]] for _ in range(8)]
     batch = grpo_dynw.rollout(model, prompts, flags.get("--max-new-tokens", 96), sample=True)
@@ -102,7 +102,7 @@ def probe_cost(name, folder, repeats):
 def left_out():
     """Rows of a table: influences on a step of the embedded model, over linear maps and over all weights."""
     model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
-    problems = grpo_dynw.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
+    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     chosen = [p for p in problems[:16] for _ in range(8)]
     torch.manual_seed(0)
     batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], 96, sample=True)

@@ -32,7 +32,7 @@ WEIGHTINGS = {
 def start(limit):
     """Of the embedded model on the test split, sampled (4 responses to each problem) and greedy: rows of a table."""
     model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
-    problems = grpo_dynw.read_problems(str(ROOT / "tiny/data"), ["test"], tokenizer, 64)["test"]
+    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["test"], tokenizer, 64)["test"]
     torch.manual_seed(0)
     for sample, repeats in ((True, 4), (False, 1)):
         chosen = problems * repeats

@@ -427,7 +427,8 @@ def test_broken_runs_exit_with_one_line_and_write_nothing(runs, monkeypatch, cap
     code, out, err = command(monkeypatch, capsys, "runs/A", "runs/B")
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1 and err.endswith("\n")
-    assert "objectives or max_new_tokens" in err if name.startswith("other") else err.startswith("runs/B: ")
+    start = "hypervolume.py: error: " + ("the runs differ" if name.startswith("other") else "runs/B: ")
+    assert err.startswith(start)
     assert files(runs.parent) == before
 
 
@@ -444,7 +445,7 @@ def test_an_output_that_cannot_be_written_exits_with_one_line(runs, monkeypatch,
     before = files(runs.parent)
     code, out, err = command(monkeypatch, capsys, "runs/A", "--output", output)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert err.startswith(f"cannot write {output}: ")
+    assert err.startswith(f"hypervolume.py: error: cannot write {output}: ")
     assert files(runs.parent) == before
 
 

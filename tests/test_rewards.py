@@ -278,7 +278,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
 @pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
 def test_gold_solutions_earn_accuracy():
-    """Each solution of MATH-500, as a response to its own problem. (The authors' algebra set comes without solutions.)"""
+    """Each solution of MATH-500, as a response to its own problem. (The authors' algebra set has no solutions.)"""
     rows = load_dataset("parquet", data_files=[str(path) for path in DATA.glob("math500-*")], split="train")
     missed = [row["unique_id"] for row in rows if not accuracy(row["solution"], question_and_answer(row)[1])]
     assert len(rows) == 500 and len(missed) <= 5, missed

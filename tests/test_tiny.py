@@ -39,7 +39,7 @@ def test_the_model_is_a_small_qwen3_in_float32():
 @pytest.mark.parametrize("sample", [True, False])
 def test_it_starts_able_wordy_and_often_unfinished(sample):
     model, tokenizer, _ = grpo_dynw.load_model(str(TINY / "model"), "cpu")
-    problems = grpo_dynw.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
+    problems = rewards.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
     assert len(problems) == 200
     torch.manual_seed(1)
     batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in problems], 96, sample)
