@@ -139,7 +139,7 @@ def check_args(args):
         (not abs(sum(args.weights) - 1) < 1e-6, f"--weights: must sum to 1, not {sum(args.weights):.6g}"),
         (len(args.probe_layers) != 2 or not 0 <= args.probe_layers[0] < args.probe_layers[-1] <= 1,
          f"--probe-layers: give two fractions in order, such as 0.25 0.75, not {args.probe_layers}"),
-        (not args.clip_dual > 1, "--clip-dual: must be above 1, or it takes gradients at ratio 1"),
+        (not args.clip_dual > 1, "--clip-dual: must be above 1, or it cuts gradients off at ratio 1"),
         (args.num_generations < 2, "--num-generations: an advantage compares at least 2 responses to a problem"),
         *((not 0 < numbers[name] < math.inf, f"--{name.replace('_', '-')}: must be above 0") for name in positive),
         *((not 0 <= numbers.get(name, 0) < 2**32, f"--{name.replace('_', '-')}: must be 0 or above, below 2^32")

@@ -279,8 +279,8 @@ def test_output_option(runs, monkeypatch, capsys):
     assert files(runs.parent) == [runs.parent / "picture.png", *files(runs)]
 
 
-def panels(monkeypatch, path, *folders):
-    """The axes of the picture, one a panel."""
+def drawn(monkeypatch, plot, *args):
+    """The axes of the figure that plot(*args) makes."""
     figures = []
 
     class Recorded(module.Figure):
@@ -289,8 +289,13 @@ def panels(monkeypatch, path, *folders):
             figures.append(self)
 
     monkeypatch.setattr(module, "Figure", Recorded)
-    plot_fronts([read_run(folder) for folder in folders], path)
+    plot(*args)
     return figures[0].axes
+
+
+def panels(monkeypatch, path, *folders):
+    """The axes of the picture, one a panel."""
+    return drawn(monkeypatch, plot_fronts, [read_run(folder) for folder in folders], path)
 
 
 def test_picture_shows_every_pair_with_up_and_right_better(runs, monkeypatch):
@@ -341,16 +346,7 @@ def test_a_failed_picture_leaves_the_old_one_and_nothing_else(runs, monkeypatch)
 
 def curves(monkeypatch, folder):
     """The axes of curves.png, by title."""
-    figures = []
-
-    class Recorded(module.Figure):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            figures.append(self)
-
-    monkeypatch.setattr(module, "Figure", Recorded)
-    plot_curves(folder)
-    return {axes.get_title(): axes for axes in figures[0].axes}
+    return {axes.get_title(): axes for axes in drawn(monkeypatch, plot_curves, folder)}
 
 
 def test_curves_show_the_numbers_of_the_metrics(runs, monkeypatch):
