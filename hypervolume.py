@@ -161,6 +161,23 @@ def read_metrics(folder):
     return [parse(line, f"line {number} of metrics.jsonl") for number, line in enumerate(lines, 1)]
 
 
+def read_settings(folder, script, names):
+    """
+    The settings in `names` that a run of `script` was started with, of its folder: a dictionary, None for one it lacks.
+
+    ValueError, in one line, for a run without a checkpoint, a missing or broken args.json, or a run of another script.
+    """
+    if not (Path(folder) / "checkpoint.pt").exists():
+        raise ValueError(f"{folder} has no checkpoint.pt, which --checkpoint-every N writes")
+    try:
+        settings = parse((Path(folder) / "args.json").read_text(encoding="utf-8"), "args.json")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}/args.json is not that of a run: {error}") from None
+    if settings.get("script") != script:
+        raise ValueError(f"{folder} is a run of {settings.get('script')}")
+    return {name: settings.get(name) for name in names}
+
+
 def start_log(folder, report_to, settings, step):
     """
     Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it.

@@ -11,7 +11,8 @@ one file. What makes it more than REINFORCE++ on one reward is how the rewards a
 
     python reinforce_dynw.py --weighting gradient
 
-trains the embedded model on the embedded arithmetic in minutes on a CPU; --model and --dataset take your own.
+trains the embedded model on the embedded arithmetic in minutes on a CPU; --model and --dataset take your own, and
+`torchrun --nproc-per-node 8 grpo_dynw.py ...` spreads model, optimiser and rollouts over 8 GPUs.
 Everything that a run finds out is in its folder, runs/..., and `python hypervolume.py runs/A runs/B` compares runs.
 
 REINFORCE++ is between the lines `# --- algorithm: ... ---` and `# --- end ---`. The other scripts share all the rest.
@@ -34,8 +35,14 @@ from typing import Literal
 import datasets
 import numpy as np
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, HfArgumentParser
 from transformers.hf_argparser import HfArg
@@ -44,7 +51,7 @@ from transformers.pytorch_utils import Conv1D
 import rewards
 from hypervolume import (
     ParetoBuffer, before_and_after, fail, hypervolume, meta_reward, plot_curves, plot_fronts, read_run,
-    start_log, versions, write_whole,
+    read_settings, start_log, versions, write_whole,
 )
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
@@ -62,7 +69,9 @@ class Args:
     hv_reference: Literal["worst", "initial"] = HfArg(default="worst", help="hypervolume above: worst corner, or start")
 
     model: str = HfArg(default=str(TINY / "model"), help="a causal language model: a folder, or a name on the Hub")
-    dataset: str = HfArg(default=str(TINY / "data"), help="the same, with splits train, validation and test")
+    dataset: str = HfArg(default=str(TINY / "data"), help="folder, file, Hub name, or math-500, math-algebra (paper's)")
+    prompt_suffix: str | None = HfArg(default=None, help="put after each problem (default: none, or the paper's)")
+    enable_thinking: bool = HfArg(default=False, help="tells the chat template, as of Qwen3, to let the model think")
     max_prompt_tokens: int = HfArg(default=64, help="problems with longer prompts are left out")
     max_new_tokens: int = HfArg(default=96, help="a response is cut off here")
     device: str = HfArg(default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
@@ -73,7 +82,10 @@ class Args:
     num_generations: int = HfArg(default=8, help="responses sampled for each problem")
     updates_per_step: int = HfArg(default=1, help="optimiser updates a step, each on its share of the problems")
     micro_batch_size: int = HfArg(default=32, help="responses that are back-propagated at once; no effect on results")
+    rollout_batch_size: int = HfArg(default=128, help="responses that are generated at once")
+    gradient_checkpointing: bool = HfArg(default=False, help="less memory for a third more time of the update")
     learning_rate: float = HfArg(default=2e-4, help="of AdamW")
+    lr_schedule: Literal["constant", "polynomial"] = HfArg(default="constant", help="polynomial: to 0, power 1.03")
     weight_decay: float = HfArg(default=0.01, help="of AdamW")
     max_grad_norm: float = HfArg(default=1.0, help="the gradient is scaled down to this norm")
     # --- algorithm: args ---
@@ -97,19 +109,14 @@ def parse_args():
     parser.error = fail
     args = Args(**vars(parser.parse_args()))
     if args.resume:
-        if not (Path(args.resume) / "checkpoint.pt").exists():
-            fail(f"--resume: {args.resume} has no checkpoint.pt, which --checkpoint-every N writes")
         try:
-            saved = json.loads((Path(args.resume) / "args.json").read_text(encoding="utf-8"))
-            script = saved["script"]
-            saved = {field.name: saved.get(field.name) for field in dataclasses.fields(Args)}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            fail(f"--resume: {args.resume}/args.json is not that of a run: {error!r}")
-        if script != Path(__file__).name:
-            fail(f"--resume: {args.resume} is a run of {script}")
+            saved = read_settings(args.resume, Path(__file__).name, [field.name for field in dataclasses.fields(Args)])
+        except ValueError as error:
+            fail(f"--resume: {error}")
         parser.set_defaults(**saved)
         args = Args(**vars(parser.parse_args()))
-        free = {"resume", "steps", "eval_every", "checkpoint_every", "report_to", "model", "dataset"}
+        free = {"resume", "eval_every", "checkpoint_every", "report_to", "model", "dataset"}
+        free |= {"steps"} if args.lr_schedule == "constant" else set()
         for name in saved.keys() - free:
             if getattr(args, name) != saved[name]:
                 fail(f"--resume continues a run as it was: {name} was {saved[name]} and cannot change")
@@ -117,8 +124,8 @@ def parse_args():
     K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
     args.mu = args.mu if args.mu is not None else 10 * args.learning_rate
-    # Folders by their full path, so that a run can be resumed from anywhere.
-    args.model, args.dataset = (os.path.abspath(p) if os.path.isdir(p) else p for p in (args.model, args.dataset))
+    # Files by their full path, so that a run can be resumed from anywhere.
+    args.model, args.dataset = (os.path.abspath(p) if os.path.exists(p) else p for p in (args.model, args.dataset))
     name = f"{Path(sys.argv[0]).stem.removesuffix('_dynw')}-{args.weighting}-{time.strftime('%Y%m%d-%H%M%S')}"
     args.output_dir = args.output_dir or f"runs/{name}"
     check_args(args)
@@ -128,8 +135,8 @@ def parse_args():
 def check_args(args):
     """Refuses what cannot work before anything is loaded or written."""
     K, known = len(args.objectives), rewards.OBJECTIVES
-    positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "max_prompt_tokens",
-                "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm"]
+    positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "rollout_batch_size",
+                "max_prompt_tokens", "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm"]
     not_negative = ["weight_decay", "clip_low", "clip_high", "checkpoint_every", "seed", "kl_coefficient"]
     numbers = {name: value for name, value in vars(args).items() if isinstance(value, (int, float))}
     for is_wrong, message in [
@@ -146,7 +153,8 @@ def check_args(args):
         *((not 0 <= numbers.get(name, 0) < 2**32, f"--{name.replace('_', '-')}: must be 0 or above, below 2^32")
           for name in not_negative),
         (args.device.split(":")[0] not in ("cpu", "cuda"), f"--device: cpu, cuda or cuda:1, not {args.device}"),
-        (args.prompts_per_step % max(args.updates_per_step, 1), "--updates-per-step: must divide --prompts-per-step"),
+        (args.prompts_per_step % max(args.updates_per_step * int(os.environ.get("WORLD_SIZE", 1)), 1),
+         "--updates-per-step: this, times the number of processes, must divide --prompts-per-step"),
         (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
          f"--report-to: the package {args.report_to} is not installed"),
         (os.path.exists(args.output_dir) and not args.resume,
@@ -156,9 +164,9 @@ def check_args(args):
             fail(message)
 
 
-def load_model(name, device):
+def load_model(name, device, dtype=torch.float32, sharded=False):
     """
-    A causal language model in float32, its tokenizer, and the generation settings it came with.
+    A causal language model, its tokenizer, and the generation settings it came with. sharded: over all processes.
 
     It stays in evaluation mode: rollouts, log-probabilities and update must be of one policy, so without dropout. Its
     settings (top-k, temperature ...) are set aside, or it would sample from another distribution than the one that is
@@ -166,8 +174,8 @@ def load_model(name, device):
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-        model = model.to(device).eval()
+        model, loaded = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model = (shard(model, device) if sharded else model.to(device)).eval()
     except Exception as error:  # whatever the libraries that read its files raise
         fail(f"--model: cannot load {name}, a folder or a name on the Hub, on {device}: {error}")
     if loaded["missing_keys"]:
@@ -179,6 +187,57 @@ def load_model(name, device):
     pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
     return model, tokenizer, settings
+
+
+def decoder_layers(model):
+    """The list of the model's decoder layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+
+
+# ---- Several processes, started by torchrun: each has a share of the problems and of every parameter (FSDP2) ---------
+
+
+def process():
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def share(items):
+    """This process's part of a list; the parts of all processes, in their order, are the list."""
+    rank, world = process()
+    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
+
+
+def gathered(items):
+    """The lists of all processes as one, in the order of the processes."""
+    lists = [items] * process()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(lists, items)
+    return [item for one in lists for item in one]
+
+
+def summed(x):
+    """The sum of a tensor over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def shard(model, device):
+    """Spreads the parameters of each decoder layer, and of the rest, over all processes, to be gathered when needed."""
+    mesh = init_device_mesh(device.split(":")[0], (process()[1],))
+    for module in [*decoder_layers(model), model]:
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+@torch.no_grad()
+def copy_weights(policy, actor):
+    """Brings `actor`, which generates, up to date: whole in every process, and in its own precision."""
+    if actor is not policy:
+        for source, target in zip(policy.parameters(), actor.parameters()):
+            target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
 
 
 def problems_of_step(problems, step, size, seed):
@@ -199,21 +258,24 @@ def up_to_first_end(responses, end_ids):
 
 
 @torch.no_grad()
-def rollout(model, prompts, max_new_tokens, sample):
+def rollout(model, prompts, max_new_tokens, sample, batch_size):
     """
     One response to each of N prompts (lists of token ids), sampled from the model's own distribution, or greedy.
 
     Returns a dictionary of tensors: ids (N, T), attention_mask (N, T), response_mask (N, R).
     """
-    pad_id, width = model.generation_config.pad_token_id, max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=model.device)  # (N, P)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (N, P)
+    pad_id, P = model.generation_config.pad_token_id, max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (P - len(p)) + p for p in prompts], device=model.device)  # (N, P)
+    mask = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=model.device)  # (N, P)
     settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-        ids = model.generate(  # (N, T)
-            ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=sample, **settings)
+    parts = [
+        model.generate(i, attention_mask=m, max_new_tokens=max_new_tokens, do_sample=sample, **settings)
+        for i, m in zip(ids.split(batch_size), mask.split(batch_size))
+    ]
+    T = max(part.shape[1] for part in parts)
+    ids = torch.cat([nn.functional.pad(part, (0, T - part.shape[1]), value=pad_id) for part in parts])  # (N, T)
     # From the ids, not from pads: where pad and end are one token, the end belongs to the response, the rest does not.
-    response_mask = up_to_first_end(ids[:, width:], model.generation_config.eos_token_id)
+    response_mask = up_to_first_end(ids[:, P:], model.generation_config.eos_token_id)
     return {"ids": ids, "attention_mask": torch.cat([mask, response_mask.long()], 1), "response_mask": response_mask}
 
 
@@ -237,6 +299,11 @@ def micro_batches(batch, rows, size):
     return parts
 
 
+def chosen_logprobs(logits, tokens):
+    """Log-probabilities (M,) of `tokens` (M,) under `logits` (M, V), in float32."""
+    return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - logits.float().logsumexp(-1)
+
+
 def token_logprobs(model, batch):
     """Log-probabilities (N, R) of the sampled tokens, at temperature 1."""
     R = batch["response_mask"].shape[1]
@@ -245,9 +312,13 @@ def token_logprobs(model, batch):
         logits = model(
             input_ids=batch["ids"], attention_mask=batch["attention_mask"], position_ids=positions, use_cache=False,
             logits_to_keep=R + 1,
-        ).logits[:, :-1]  # (N, R, V): each position predicts the next token
-    chosen = logits.gather(-1, batch["ids"][:, -R:, None]).squeeze(-1)  # (N, R)
-    return chosen.float() - logits.float().logsumexp(-1)
+        ).logits  # (N, R + 1, V): each position predicts the next token, the last one nothing that is known
+    tokens = nn.functional.pad(batch["ids"][:, -R:], (0, 1))  # (N, R + 1)
+    # A float32 copy of all logits may not fit: 256 MB of it at a time, made again on the way back.
+    size = max(1, 2**26 // logits.shape[-1])
+    chunks = zip(logits.flatten(0, 1).split(size), tokens.flatten().split(size))
+    logprobs = [checkpoint(chosen_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(logprobs).view(-1, R + 1)[:, :-1]
 
 
 # --- algorithm: advantage ---
@@ -295,10 +366,9 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low, clip_high, clip_du
 
 def middle_layers(model, probe_layers):
     """The decoder layers from the first to the second of `probe_layers`, two fractions of their number."""
-    count = model.config.get_text_config().num_hidden_layers
-    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
-    first = int(probe_layers[0] * count)
-    return layers[first : max(first + 1, int(probe_layers[1] * count))]
+    layers = decoder_layers(model)
+    first = int(probe_layers[0] * len(layers))
+    return layers[first : max(first + 1, int(probe_layers[1] * len(layers)))]
 
 
 def linear_maps(layers):
@@ -335,7 +405,7 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
             g = A @ per_response.flatten(1).to(A.dtype)  # (K, out * in)
             gradients[linear] = gradients[linear] + g if linear in gradients else g
             if micro is micros[-1]:
-                g = gradients.pop(linear)
+                g = summed(gradients.pop(linear))
                 gram.add_(g @ g.T)
 
         output.register_hook(receive)
@@ -377,15 +447,13 @@ def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size,
     Conciseness is 1 - length / limit here: what training rewards is being shorter than its running mean, which says
     nothing of two models.
     """
-    samples = []
-    for first in range(0, len(problems), batch_size):
-        chunk = problems[first : first + batch_size]
-        batch = rollout(model, [p["prompt_ids"] for p in chunk], max_new_tokens, sample=False)
-        for problem, text, length, cut in zip(
-            chunk, *read_responses(batch, tokenizer, model.generation_config.eos_token_id)
-        ):
-            samples.append({"prompt": problem["prompt"], "response": text, "answer": problem["answer"],
-                            "length": length, "cut_off": cut})
+    own = share(problems)
+    batch = rollout(model, [p["prompt_ids"] for p in own], max_new_tokens, sample=False, batch_size=batch_size)
+    said = zip(own, *read_responses(batch, tokenizer, model.generation_config.eos_token_id))
+    samples = gathered([
+        {"prompt": p["prompt"], "response": text, "answer": p["answer"], "length": length, "cut_off": cut}
+        for p, text, length, cut in said
+    ])
     texts, answers, lengths = ([s[key] for s in samples] for key in ("response", "answer", "length"))
     for sample, values in zip(samples, rewards.score(objectives, texts, answers, lengths, float(np.mean(lengths)))):
         sample.update(zip(objectives, values))
@@ -405,58 +473,83 @@ def evaluate_test_split(evaluate_on, problems, evaluations, folder):
     metrics, point, samples = evaluate_on(problems, prefix="eval/")
     evaluations.append(point)
     text = "".join(json.dumps(sample) + "\n" for sample in samples)
-    write_whole(folder / "completions.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+    if process()[0] == 0:
+        write_whole(folder / "completions.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
     return {**metrics, "eval/hypervolume": hypervolume(evaluations, [0.0] * len(point))}
 
 
 def save_checkpoint(path, policy, optimizer, state):
     """Writes one plain dictionary: all that a run needs to go on as if it had never stopped."""
-    checkpoint = {"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "state": state,
-                  "cpu_rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}
-    write_whole(path, lambda temporary: torch.save(checkpoint, temporary))
+    whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in process 0, from all
+    policy_state, optimizer_state = get_state_dict(policy, optimizer, options=whole)
+    if process()[0] == 0:
+        checkpoint = {"policy": policy_state, "optimizer": optimizer_state, "state": state}
+        write_whole(path, lambda temporary: torch.save(checkpoint, temporary))
 
 
 def load_checkpoint(path, policy, optimizer):
-    """Restores policy, optimiser and random states from `path`. Returns the run's state."""
+    """Restores policy and optimiser from `path`. Returns the run's state."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        policy.load_state_dict(checkpoint["policy"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
-        torch.set_rng_state(checkpoint["cpu_rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-        return checkpoint["state"]
+        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        set_state_dict(policy, optimizer, model_state_dict=saved["policy"], optim_state_dict=saved["optimizer"],
+                       options=StateDictOptions(full_state_dict=True))
+        return saved["state"]
     except Exception as error:  # whatever a file that is broken or of another program leads to
         fail(f"--resume: {path} is not a checkpoint of this run: {error!r}")
 
 
 def main():
     args = parse_args()
+    if "WORLD_SIZE" in os.environ:
+        if args.device == "cuda":
+            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(args.device)
+        dist.init_process_group()
+        args.output_dir = gathered([args.output_dir])[0]  # whose name, by default, has the time in it
+    rank, world = process()
+    if rank > 0:
+        sys.stdout = open(os.devnull, "w")  # what all processes say is said once
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     for library in ("datasets", "huggingface_hub"):  # what goes wrong is said once, by `fail`
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    torch.manual_seed(args.seed)
-    policy, tokenizer, generation_settings = load_model(args.model, args.device)
+    is_cuda = args.device.startswith("cuda")
+    rng = torch.cuda if is_cuda else torch  # what samples
+    torch.manual_seed(args.seed + rank)
+    policy, tokenizer, generation_settings = load_model(args.model, args.device, sharded=world > 1)
+    actor = policy  # what generates: the policy, or where that is sharded or needs half the precision, a copy
+    if world > 1 or is_cuda:
+        actor = load_model(args.model, args.device, torch.bfloat16 if is_cuda else torch.float32)[0]
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
     try:
-        problems = rewards.read_problems(args.dataset, splits, tokenizer, args.max_prompt_tokens)
+        problems = rewards.read_problems(
+            args.dataset, splits, tokenizer, args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking)
     except ValueError as error:
         fail(f"--dataset {args.dataset}: {error}")
+    if world > min(map(len, problems.values())):
+        fail(f"--dataset {args.dataset}: a split has fewer problems than there are processes")
     longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
     if args.max_prompt_tokens + args.max_new_tokens > longest:
         fail(f"--max-prompt-tokens and --max-new-tokens: together more than the model's {longest} positions")
     if args.weighting == "gradient":
         linear_maps(middle_layers(policy, args.probe_layers))
+    if args.gradient_checkpointing:
+        for layer in decoder_layers(policy):  # not by the model's own means, which need training mode, so dropout
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     # --- algorithm: kl ---
-    reference = load_model(args.model, args.device)[0].requires_grad_(False)  # the initial policy, frozen
+    reference = load_model(args.model, args.device, sharded=world > 1)[0].requires_grad_(False)  # the initial policy
     # --- end ---
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
     names, G, folder = args.objectives, args.num_generations, Path(args.output_dir)
     K, N = len(names), args.prompts_per_step * G
+    n = N // world  # responses of this process, its share of every update:
+    rows = torch.arange(N).view(args.updates_per_step, world, -1)[:, rank].flatten().tolist()
+    own = slice(rank * n, (rank + 1) * n)  # where they are among all, gathered
     evaluate_on = partial(
-        evaluate, policy, tokenizer, objectives=names, max_new_tokens=args.max_new_tokens, batch_size=N)
+        evaluate, actor, tokenizer, objectives=names, max_new_tokens=args.max_new_tokens,
+        batch_size=args.rollout_batch_size)
 
-    # All that a run carries from step to step, beside the policy, the optimiser and the random states.
+    # All that a run carries from step to step, beside the policy and the optimiser.
     state = {
         "step": 0,
         "weights": args.weights,
@@ -466,18 +559,25 @@ def main():
         "evaluations": [],  # points on the test split
         "total_length": 0,  # of all training rollouts so far
         "total_responses": 0,
+        "rng": [],  # of each process, at the last checkpoint
     }
     if args.resume:
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
         if args.steps < state["step"]:
             fail(f"--steps: the run has already made {state['step']}")
-    settings = {"script": Path(__file__).name, **dataclasses.asdict(args), **versions()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = start_log(folder, args.report_to, settings, state["step"])
-    except (OSError, ValueError) as error:
-        fail(f"--output-dir: cannot start a log in {folder}: {error}")
-    write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+        if len(state["rng"]) != world:
+            fail(f"--resume: the run has {len(state['rng'])} processes and cannot go on with {world}")
+        rng.set_rng_state(state["rng"][rank])
+        copy_weights(policy, actor)
+    log = print  # unseen
+    if rank == 0:
+        settings = {"script": Path(__file__).name, **dataclasses.asdict(args), "processes": world, **versions()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            log = start_log(folder, args.report_to, settings, state["step"])
+        except (OSError, ValueError) as error:
+            fail(f"--output-dir: cannot start a log in {folder}: {error}")
+        write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
     if state["step"] == 0:
         metrics = {"step": 0}
         if args.weighting == "hypervolume":
@@ -489,35 +589,44 @@ def main():
     buffer = ParetoBuffer(state["hv_reference"])
     buffer.points = state["pareto_buffer"]
 
-    bar = tqdm(range(state["step"] + 1, args.steps + 1), initial=state["step"], total=args.steps, desc=args.weighting)
+    bar = tqdm(range(state["step"] + 1, args.steps + 1), initial=state["step"], total=args.steps, desc=args.weighting,
+               disable=rank > 0)
     for step in bar:
         times = [time.perf_counter()]
+        power = {"constant": 0, "polynomial": 1.03}[args.lr_schedule]
+        learning_rate = args.learning_rate * (1 - (step - 1) / args.steps) ** power
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
 
         # 1. Rollouts: G responses to each problem
-        chosen = [p for p in problems_of_step(problems["train"], step, N // G, args.seed) for _ in range(G)]
-        batch = rollout(policy, [p["prompt_ids"] for p in chosen], args.max_new_tokens, sample=True)
-        texts, lengths, cut_off = read_responses(batch, tokenizer, policy.generation_config.eos_token_id)
+        chosen = list(problems_of_step(problems["train"], step, N // G, args.seed))
+        chosen = [chosen[row // G] for row in rows]
+        batch = rollout(
+            actor, [p["prompt_ids"] for p in chosen], args.max_new_tokens, sample=True,
+            batch_size=args.rollout_batch_size)
+        texts, lengths, cut_off = read_responses(batch, tokenizer, actor.generation_config.eos_token_id)
         times.append(time.perf_counter())
 
-        # 2. Rewards of each objective
+        # 2. Rewards of each objective, from all processes
+        lengths, cut_off = gathered(lengths), gathered(cut_off)
         state["total_length"] += sum(lengths)
         state["total_responses"] += N
         mean_length = state["total_length"] / state["total_responses"]
-        r_vec = rewards.score(names, texts, [p["answer"] for p in chosen], lengths, mean_length)
+        r_vec = gathered(rewards.score(names, texts, [p["answer"] for p in chosen], lengths[own], mean_length))
         # float64: a rounding error between equal rewards of a group, over their spread of 0, would be an advantage.
         r_vec = torch.tensor(r_vec, dtype=torch.float64, device=args.device).T  # (K, N)
         lengths = torch.tensor(lengths, device=args.device)  # (N,)
 
         # 3. Log-probabilities under the policy that sampled and, on the way, what the objectives' gradients share
-        rows_of_updates = torch.arange(N, device=args.device).chunk(args.updates_per_step)
-        updates = [micro_batches(batch, rows, args.micro_batch_size) for rows in rows_of_updates]
+        rows_of_updates = torch.arange(n, device=args.device).chunk(args.updates_per_step)
+        updates = [micro_batches(batch, part, args.micro_batch_size) for part in rows_of_updates]
         micros = [micro for update in updates for micro in update]
         influences = {}
         if args.weighting == "gradient":
             A = torch.stack([advantage(r, lengths, args) for r in r_vec]).float()  # (K, N)
             layers = middle_layers(policy, args.probe_layers)
-            I = influence(gram_matrix(policy, layers, micros, A, lengths.sum()))  # (K,)
-            w = updated_weights(I.new_tensor(state["weights"]), I, args.learning_rate, args.mu)
+            I = influence(gram_matrix(policy, layers, micros, A[:, own], lengths.sum()))  # (K,)
+            w = updated_weights(I.new_tensor(state["weights"]), I, learning_rate, args.mu)
             state["weights"] = w.tolist() if w.isfinite().all() else state["weights"]
             influences = {f"influence/{name}": value for name, value in zip(names, I.tolist())}
         elif len(updates) > 1:  # a single update starts from the policy that sampled
@@ -533,16 +642,17 @@ def main():
             A = advantage(state["r_pareto"] * r, lengths, args)
         else:
             A = state["r_pareto"] * advantage(r, lengths, args)
+        A = A[own].float()
 
         # 5. Updates. A mean is over all tokens of an update, however many micro-batches they come in
-        sums = collections.Counter()
+        parts = []
         for update in updates:
-            num_tokens = sum(micro["response_mask"].sum() for micro in update)
+            num_tokens = summed(sum(micro["response_mask"].sum() for micro in update))
             for micro in update:
                 logprobs = token_logprobs(policy, micro)  # (B, R)
                 old_logprobs = micro.get("old_logprobs", logprobs.detach())
                 loss, is_clipped = policy_loss(
-                    logprobs, old_logprobs, A[micro["rows"]].float(), args.clip_low, args.clip_high, args.clip_dual)
+                    logprobs, old_logprobs, A[micro["rows"]], args.clip_low, args.clip_high, args.clip_dual)
                 terms = {"clip_fraction": is_clipped}
                 # --- algorithm: kl ---
                 with torch.no_grad():
@@ -552,20 +662,25 @@ def main():
                 # --- end ---
                 terms["loss"] = loss
                 means = {name: (x * micro["response_mask"]).sum() / num_tokens for name, x in terms.items()}
-                means["loss"].backward()
-                sums.update({name: mean.item() for name, mean in means.items()})
+                (world * means["loss"]).backward()  # gradients are averaged over the processes, and are to be summed
+                parts.append({name: mean.item() for name, mean in means.items()})
             grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
             if grad_norm.isfinite():
                 optimizer.step()
             else:
                 bar.write(f"step {step}: the gradient is not finite, its update is skipped")
             optimizer.zero_grad()
+        copy_weights(policy, actor)
+        sums = collections.Counter()
+        for part in gathered(parts):
+            sums.update(part)
         times.append(time.perf_counter())
 
         # 6. Numbers of this step
         metrics = {
             "step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item(), "meta_reward": state["r_pareto"],
-            "learning_rate": args.learning_rate, "completions/mean_length": sum(lengths.tolist()) / N,
+            "learning_rate": learning_rate, "completions/mean_length": sum(lengths.tolist()) / N,
             "completions/clipped_ratio": sum(cut_off) / N, **influences,
             **{name: total / len(updates) for name, total in sums.items()},
         }
@@ -594,14 +709,18 @@ def main():
         shown = [f"{k} {metrics[f'rewards/{k}/mean']:.2f} (w {metrics[f'weights/{k}']:.2f})" for k in names]
         bar.set_postfix_str(", ".join(shown))
         if args.checkpoint_every and step % args.checkpoint_every == 0:
+            state["rng"] = gathered([rng.get_rng_state()])
             save_checkpoint(folder / "checkpoint.pt", policy, optimizer, state)
 
-    policy.generation_config = generation_settings
-    write_whole(folder / "model", lambda path: (policy.save_pretrained(path), tokenizer.save_pretrained(path)))
-    plot_curves(folder)
-    plot_fronts([read_run(folder)], folder / "fronts.png")
-    print(before_and_after(folder))
-    print(f"Metrics, completions, pictures and the model are in {folder}")
+    if rank == 0:
+        actor.generation_config = generation_settings
+        write_whole(folder / "model", lambda path: (actor.save_pretrained(path), tokenizer.save_pretrained(path)))
+        plot_curves(folder)
+        plot_fronts([read_run(folder)], folder / "fronts.png")
+        print(before_and_after(folder))
+        print(f"Metrics, completions, pictures and the model are in {folder}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

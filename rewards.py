@@ -17,10 +17,15 @@ Here, too: `read_problems`, what is asked and what is true.
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import datasets
 
 OBJECTIVES: dict[str, Callable[..., float]] = {}
+# The paper's datasets by short names: where the Hub has them, and what the paper asks for at the end of each problem.
+PAPER = {"math-500": ("HuggingFaceH4/MATH-500",), "math-algebra": ("DigitalLearningGmbH/MATH-lighteval", "algebra")}
+PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
+FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
 def objective(function: Callable[..., float]) -> Callable[..., float]:
@@ -75,17 +80,46 @@ def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
     return messages, str(answer)
 
 
-def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
+def load_splits(dataset):
+    """
+    The splits of a folder, a jsonl or parquet file, a name on the Hub or of PAPER: datasets by name.
+
+    Splits that it lacks are made as in the paper. A single one, such as a file, is shuffled and divided into 60% train,
+    20% test and 20% validation; with train and test alone, the first half of test becomes validation. ValueError for
+    what cannot be read.
+    """
+    path = Path(dataset)
+    try:
+        if path.is_file():
+            splits = datasets.load_dataset(FILES.get(path.suffix, "json"), data_files=str(path))
+        else:
+            splits = datasets.load_dataset(*PAPER.get(dataset, (dataset,)))
+    except Exception as error:  # whatever the libraries that read its files raise
+        raise ValueError(f"no folder, file or name on the Hub that can be read: {error.__cause__ or error}") from error
+    if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
+        train, rest = rows.train_test_split(0.4, seed=42).values()
+        test, validation = rest.train_test_split(0.5, seed=42).values()
+        print(f"of one split: {len(train)} train, {len(test)} test, {len(validation)} validation problems are made")
+        return {"train": train, "test": test, "validation": validation}
+    if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
+        print(f"no split validation: it is the first {half} of the {len(splits['test'])} test problems")
+        test = splits["test"]
+        return {"train": splits["train"], "test": test.skip(half), "validation": test.take(half)}
+    return splits
+
+
+def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
     """
     The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text).
 
-    Prompts over the limit are left out, with a line that counts them. ValueError for a dataset, split or row that
-    cannot be used, and for a split of which no prompt is within the limit.
+    dataset: as for `load_splits`. suffix: put after each problem (None: the paper's for the paper's datasets, else
+    nothing). enable_thinking: told to the chat template, which may ignore it. Prompts over the limit are left out, with
+    a line that counts them. ValueError for a dataset, split or row that cannot be used, and for a split of which no
+    prompt is within the limit.
     """
-    try:
-        data = datasets.load_dataset(dataset)
-    except Exception as error:  # whatever the libraries that read its files raise
-        raise ValueError(f"no folder or name on the Hub that can be read: {error.__cause__ or error}") from error
+    data = load_splits(dataset)
+    if suffix is None:
+        suffix = PAPER_SUFFIX if dataset in PAPER else ""
     problems = {}
     for split in splits:
         if split not in data or len(data[split]) == 0:
@@ -96,9 +130,11 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens):
                 messages, answer = question_and_answer(row)
             except ValueError as error:
                 raise ValueError(f"row {number} of split {split}: {error}") from None
+            messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + suffix}]
             text = "".join(message["content"] + "\n" for message in messages)
             if tokenizer.chat_template:
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+                text = tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False, enable_thinking=enable_thinking)
             ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
             if len(ids) <= max_prompt_tokens:
                 problems[split].append({"prompt": text, "prompt_ids": ids, "answer": answer})

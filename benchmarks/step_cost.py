@@ -81,7 +81,7 @@ def probe_cost(name, folder, repeats):
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     flags = dict(zip(SIZES[name][::2], map(int, SIZES[name][1::2])))
     prompts = [p["prompt_ids"] for p in problems[: flags["--prompts-per-step"]] for _ in range(8)]
-    batch = grpo_dynw.rollout(model, prompts, flags.get("--max-new-tokens", 96), sample=True)
+    batch = grpo_dynw.rollout(model, prompts, flags.get("--max-new-tokens", 96), sample=True, batch_size=128)
     micros = grpo_dynw.micro_batches(batch, torch.arange(len(prompts)), 32)
     layers = grpo_dynw.middle_layers(model, [0.25, 0.75])
     num_tokens = batch["response_mask"].sum()
@@ -105,7 +105,7 @@ def left_out():
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     chosen = [p for p in problems[:16] for _ in range(8)]
     torch.manual_seed(0)
-    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], 96, sample=True)
+    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], 96, sample=True, batch_size=128)
     texts, lengths, _ = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
     r_vec = rewards.score(OBJECTIVES, texts, [p["answer"] for p in chosen], lengths, sum(lengths) / len(lengths))
     args = argparse.Namespace(num_generations=8)

@@ -36,7 +36,7 @@ def start(limit):
     torch.manual_seed(0)
     for sample, repeats in ((True, 4), (False, 1)):
         chosen = problems * repeats
-        batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], limit, sample)
+        batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], limit, sample, batch_size=len(chosen))
         texts, lengths, cut_off = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
         scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in chosen], lengths, 0)
         accuracy, clarity = np.mean(scores, 0)

@@ -97,7 +97,12 @@ def run(run_script, script):
 @pytest.fixture
 def sgd(monkeypatch):
     """Plain gradient steps of size 1 in place of AdamW, which would hide a gradient's scale."""
-    monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, **_: torch.optim.SGD(parameters, lr=1.0))
+    def make(parameters, **_):
+        optimizer = torch.optim.SGD(parameters, lr=1.0)
+        optimizer.register_step_pre_hook(lambda *_: optimizer.param_groups[0].update(lr=1.0))
+        return optimizer
+
+    monkeypatch.setattr(torch.optim, "AdamW", make)
 
 
 def without_times(metrics):

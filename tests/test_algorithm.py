@@ -22,7 +22,7 @@ def rollouts(script, kind, tokenizer, limit=16, ends=(2, 7, *range(40, 80))):
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
     torch.manual_seed(1)
-    return model, script.rollout(model, PROMPTS, limit, sample=True)
+    return model, script.rollout(model, PROMPTS, limit, sample=True, batch_size=4)
 
 
 def group(size):
@@ -67,7 +67,7 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
     assert settings.top_k == 2
     torch.manual_seed(0)
     prompt = list(range(3, 33))
-    batch = [script.rollout(model, [prompt] * 1000, 1, sample=True)["ids"][:, -1] for _ in range(5)]
+    batch = [script.rollout(model, [prompt] * 1000, 1, sample=True, batch_size=1000)["ids"][:, -1] for _ in range(5)]
     counts = torch.bincount(torch.cat(batch), minlength=len(tokenizer)).double()
     with torch.no_grad():
         expected = 5000 * model(torch.tensor([prompt])).logits[0, -1].double().softmax(0)
@@ -82,7 +82,7 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
 def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=2, do_sample=True)
-    batch = script.rollout(model, PROMPTS, 5, sample=False)
+    batch = script.rollout(model, PROMPTS, 5, sample=False, batch_size=4)
     for prompt, got in zip(PROMPTS, batch["ids"][:, -5:].tolist()):
         sequence = list(prompt)
         for token in got:

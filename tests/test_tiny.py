@@ -42,7 +42,7 @@ def test_it_starts_able_wordy_and_often_unfinished(sample):
     problems = rewards.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
     assert len(problems) == 200
     torch.manual_seed(1)
-    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in problems], 96, sample)
+    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in problems], 96, sample, batch_size=800)
     texts, lengths, cut_off = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
     scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in problems], lengths, 0)
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))

@@ -1,0 +1,117 @@
+"""Several processes, with gloo on the CPU: they do together what one does alone."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, SMALL, without_times
+from safetensors.torch import load_file
+
+from hypervolume import read_metrics
+
+FLAGS = ["--prompts-per-step", "8", "--steps", "3", "--learning-rate", "1e-4"]
+# (script, flags), each of which is run by 1, 2 and 4 processes
+TOGETHER = {
+    "fixed": ("grpo_dynw", ["--weighting", "fixed", "--updates-per-step", "2"]),
+    "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
+    "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
+    "whitened": ("reinforce_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
+}
+RESUMED = {"fixed": "rloo_dynw", "hypervolume": "reinforce_dynw", "gradient": "grpo_dynw"}
+
+
+def run_cases(cases):
+    done = subprocess.run([sys.executable, ROOT / "tests/processes.py"], input=json.dumps(cases), text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+    """Folders of runs by name and number of processes, and of runs that were resumed, all made in one go."""
+    base = tmp_path_factory.mktemp("processes")
+    inputs = [*SMALL, *FLAGS, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"])]
+    cases = []
+    for name, (script, flags) in TOGETHER.items():
+        for world in (1, 2, 4):
+            # Recomputed activations and other micro-batches change nothing, either.
+            extra = ["--gradient-checkpointing", "True", "--micro-batch-size", "3"] if world == 4 else []
+            cases.append([world, script, True, [*inputs, *flags, *extra, "--output-dir", str(base / f"{name}-{world}")]])
+    for weighting, script in RESUMED.items():
+        flags = [*inputs, "--weighting", weighting, "--checkpoint-every", "1"]
+        whole, parts = str(base / f"{weighting}-whole"), str(base / f"{weighting}-parts")
+        cases.append([2, script, False, [*flags, "--output-dir", whole]])
+        cases.append([2, script, False, [*flags, "--output-dir", parts, "--steps", "2"]])
+        cases.append([2, script, False, ["--resume", parts, "--steps", "3"]])
+    run_cases(cases)
+    return base
+
+
+def largest_difference(one, other):
+    a, b = (load_file(folder / "model/model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_processes_together_do_what_one_does_alone(runs, name, world):
+    alone, together = read_metrics(runs / f"{name}-1"), read_metrics(runs / f"{name}-{world}")
+    for a, b in zip(without_times(alone), without_times(together), strict=True):
+        assert a.keys() == b.keys()
+        different = {key: (a[key], b[key]) for key in a if b[key] != pytest.approx(a[key], abs=1e-5, rel=1e-5)}
+        assert not different
+    assert any(line["grad_norm"] > 0.01 for line in alone[1:])
+    assert alone[-1]["weights/accuracy"] != 1 / 3 or "gradient" not in str(TOGETHER[name])
+    assert largest_difference(runs / f"{name}-1", runs / f"{name}-{world}") < 1e-5
+    completions = [(runs / f"{name}-{n}/completions.jsonl").read_text() for n in (1, world)]
+    assert completions[0] == completions[1]
+
+
+def test_what_is_compared_has_moved(runs, folders):
+    """Three steps of at most 1e-4: differences below 1e-5 are a tenth of a step."""
+    for name in TOGETHER:
+        before, after = load_file(folders["qwen3"] / "model.safetensors"), load_file(
+            runs / f"{name}-4/model/model.safetensors")
+        assert min((before[key] - after[key]).abs().max().item() for key in before) > 5e-5
+
+
+@pytest.mark.parametrize("weighting", RESUMED)
+def test_processes_resume_to_the_bit(runs, weighting):
+    whole, parts = runs / f"{weighting}-whole", runs / f"{weighting}-parts"
+    assert without_times(read_metrics(whole)) == without_times(read_metrics(parts))
+    assert largest_difference(whole, parts) == 0
+
+
+def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
+    checkpoint = torch.load(runs / "gradient-whole/checkpoint.pt", weights_only=True)
+    shapes = {name: tensor.shape for name, tensor in load_file(folders["qwen3"] / "model.safetensors").items()}
+    assert {name: checkpoint["policy"][name].shape for name in shapes} == shapes
+    assert all(checkpoint["optimizer"]["state"][name]["exp_avg"].shape == shapes[name] for name in shapes)
+    assert len(checkpoint["state"]["rng"]) == 2 and not torch.equal(*checkpoint["state"]["rng"])
+
+
+def test_torchrun(folders, tmp_path):
+    """As in the README, from another folder; and bad input ends all processes."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "rloo_dynw.py"), *SMALL,
+            "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]), "--steps", "1"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("after step 1") == 1
+    [folder] = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "args.json").read_text())["processes"] == 2
+    done = subprocess.run([*line, "--prompts-per-step", "3"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "number of processes" in done.stderr
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(runs, monkeypatch, capsys):
+    import grpo_dynw
+
+    folder = runs / "gradient-whole"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--resume", str(folder), "--steps", "9"])
+    with pytest.raises(SystemExit):
+        grpo_dynw.main()
+    assert "has 2 processes" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
