@@ -149,6 +149,8 @@ def check_args(args):
         *((not 0 <= numbers.get(name, 0) < 2**32, f"--{name.replace('_', '-')}: must be 0 or above, below 2^32")
           for name in not_negative),
         (args.device.split(":")[0] not in ("cpu", "cuda"), f"--device: cpu, cuda or cuda:1, not {args.device}"),
+        (args.device == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count(),
+         f"--device: PyTorch sees {torch.cuda.device_count()} CUDA devices here, fewer than there are processes"),
         (args.prompts_per_step % max(args.updates_per_step * int(os.environ.get("WORLD_SIZE", 1)), 1),
          "--updates-per-step: this, times the number of processes, must divide --prompts-per-step"),
         (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
@@ -218,6 +220,17 @@ def summed(x):
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
+
+
+def scattered(x):
+    """The sum of a matrix (K, M) over all processes, of which each gets its own columns: (K, about M / processes)."""
+    if not dist.is_initialized():
+        return x
+    columns = nn.functional.pad(x, (0, -x.shape[1] % process()[1])).unflatten(1, (process()[1], -1))
+    columns = columns.transpose(0, 1).contiguous()  # (processes, K, M / processes)
+    mine = torch.empty_like(columns[0])
+    dist.reduce_scatter_tensor(mine.view(-1), columns.view(-1))
+    return mine
 
 
 def shard(model, device):
@@ -304,7 +317,8 @@ def token_logprobs(model, batch):
     """Log-probabilities (N, R) of the sampled tokens, at temperature 1."""
     R = batch["response_mask"].shape[1]
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)  # (N, T), from the prompt's first token on
-    with torch.autocast(batch["ids"].device.type, torch.bfloat16, enabled=batch["ids"].is_cuda):
+    # Without its cache, which would keep a bfloat16 copy of weights that sharding has already let go.
+    with torch.autocast(batch["ids"].device.type, torch.bfloat16, batch["ids"].is_cuda, cache_enabled=False):
         logits = model(
             input_ids=batch["ids"], attention_mask=batch["attention_mask"], position_ids=positions, use_cache=False,
             logits_to_keep=R + 1,
@@ -371,8 +385,8 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
 
         g_k = sum_i A_ki delta_i^T x_i    (the sign, the same for all, drops out of the products)
 
-    They are kept while their layer is at work, and from one micro-batch to the next where there are several. Leaves
-    old_logprobs in each of `micros`, whose forward pass this is.
+    They are kept while their layer is at work, and from one micro-batch to the next where there are several. Processes
+    sum them up, each for its share of the weights. Leaves old_logprobs in each of `micros`, whose forward pass this is.
     """
     gram = torch.zeros(len(advantages), len(advantages), dtype=torch.float64, device=advantages.device)
     gradients = {}
@@ -382,10 +396,10 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
             delta = delta.reshape(A.shape[1], -1, delta.shape[-1])
             x = inputs[0].detach().to(delta.dtype).reshape(A.shape[1], -1, inputs[0].shape[-1])  # (B, T, in)
             per_response = delta.transpose(1, 2) @ x  # (B, out, in)
-            g = A @ per_response.flatten(1).to(A.dtype)  # (K, out * in)
+            g = scattered(A @ per_response.flatten(1).to(A.dtype))  # (K, out * in)
             gradients[linear] = gradients[linear] + g if linear in gradients else g
             if micro is micros[-1]:
-                g = summed(gradients.pop(linear))
+                g = gradients.pop(linear)
                 gram.add_(g @ g.T)
 
         output.register_hook(receive)
@@ -402,7 +416,7 @@ def gram_matrix(model, layers, micros, advantages, num_tokens):
     model.requires_grad_(True)
     for hook in hooks:
         hook.remove()
-    return gram
+    return summed(gram)
 
 
 def influence(gram):
@@ -480,10 +494,11 @@ def load_checkpoint(path, policy, optimizer):
 
 def main():
     args = parse_args()
+    device, is_cuda = args.device, args.device.startswith("cuda")
     if "WORLD_SIZE" in os.environ:
-        if args.device == "cuda":
-            args.device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(args.device)
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
         dist.init_process_group()
         args.output_dir = gathered([args.output_dir])[0]  # whose name, by default, has the time in it
     rank, world = process()
@@ -493,13 +508,12 @@ def main():
     datasets.disable_progress_bars()
     for library in ("datasets", "huggingface_hub"):  # what goes wrong is said once, by `fail`
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    is_cuda = args.device.startswith("cuda")
-    rng = torch.cuda if is_cuda else torch  # what samples
     torch.manual_seed(args.seed + rank)
-    policy, tokenizer, generation_settings = load_model(args.model, args.device, sharded=world > 1)
+    policy, tokenizer, generation_settings = load_model(args.model, device, sharded=world > 1)
     actor = policy  # what generates: the policy, or where that is sharded or needs half the precision, a copy
     if world > 1 or is_cuda:
-        actor = load_model(args.model, args.device, torch.bfloat16 if is_cuda else torch.float32)[0]
+        actor = load_model(args.model, device, torch.bfloat16 if is_cuda else torch.float32)[0]
+    generator = torch.cuda.default_generators[actor.device.index] if is_cuda else torch.default_generator
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
     try:
         problems = rewards.read_problems(
@@ -544,7 +558,7 @@ def main():
             fail(f"--steps: the run has already made {state['step']}")
         if len(state["rng"]) != world:
             fail(f"--resume: the run has {len(state['rng'])} processes and cannot go on with {world}")
-        rng.set_rng_state(state["rng"][rank])
+        generator.set_state(state["rng"][rank])
         copy_weights(policy, actor)
     log = print  # unseen
     if rank == 0:
@@ -591,11 +605,11 @@ def main():
         mean_length = state["total_length"] / state["total_responses"]
         r_vec = gathered(rewards.score(names, texts, [p["answer"] for p in chosen], lengths[own], mean_length))
         # float64: a rounding error between equal rewards of a group, over their spread of 0, would be an advantage.
-        r_vec = torch.tensor(r_vec, dtype=torch.float64, device=args.device).T  # (K, N)
-        lengths = torch.tensor(lengths, device=args.device)  # (N,)
+        r_vec = torch.tensor(r_vec, dtype=torch.float64, device=device).T  # (K, N)
+        lengths = torch.tensor(lengths, device=device)  # (N,)
 
         # 3. Log-probabilities under the policy that sampled and, on the way, what the objectives' gradients share
-        rows_of_updates = torch.arange(n, device=args.device).chunk(args.updates_per_step)
+        rows_of_updates = torch.arange(n, device=device).chunk(args.updates_per_step)
         updates = [micro_batches(batch, part, args.micro_batch_size) for part in rows_of_updates]
         micros = [micro for update in updates for micro in update]
         influences = {}
@@ -680,7 +694,7 @@ def main():
         shown = [f"{k} {metrics[f'rewards/{k}/mean']:.2f} (w {metrics[f'weights/{k}']:.2f})" for k in names]
         bar.set_postfix_str(", ".join(shown))
         if args.checkpoint_every and step % args.checkpoint_every == 0:
-            state["rng"] = gathered([rng.get_rng_state()])
+            state["rng"] = gathered([generator.get_state()])
             save_checkpoint(folder / "checkpoint.pt", policy, optimizer, state)
 
     if rank == 0:

@@ -1,4 +1,5 @@
 """Rollouts, log-probabilities, advantages, losses and weights, each against an independent source."""
+import contextlib
 import importlib
 import json
 import math
@@ -291,3 +292,67 @@ def test_the_middle_half_of_the_decoder_layers(script, count, expected):
     model.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(count)])
     layers = list(script.middle_layers(model, [0.25, 0.75]))
     assert [list(model.layers).index(layer) for layer in layers] == expected
+
+
+# Large vocabularies, other devices
+
+
+class FixedLogits(nn.Module):
+    """A model that says the same whatever it is asked."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def forward(self, **_):
+        return SimpleNamespace(logits=self.logits)
+
+
+def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(script, monkeypatch):
+    """In bfloat16, as under autocast: a logarithm of a softmax in bfloat16 would be off by a percent."""
+    V, R = 151936, 600
+    chunks, function = [], script.chosen_logprobs
+    monkeypatch.setattr(script, "chosen_logprobs", lambda logits, tokens: (
+        chunks.append(logits.numel()), function(logits, tokens))[1])
+    torch.manual_seed(0)
+    model = FixedLogits(torch.randn(1, R + 1, V).bfloat16())
+    ids = torch.randint(V, (1, R + 3))
+    batch = {"ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": torch.ones(1, R, dtype=torch.bool)}
+    logprobs = script.token_logprobs(model, batch)
+    assert len(chunks) == 2 and max(chunks) <= 2**26 and sum(chunks) == (R + 1) * V
+    for i in (0, 440, 441, R - 1):  # both sides of the chunks' border
+        expected = model.logits[0, i].double().log_softmax(0)[ids[0, 3 + i]].item()
+        assert logprobs[0, i].item() == pytest.approx(expected, abs=2e-5)
+    logprobs[0, 441].backward()
+    gradient = model.logits.grad[0]
+    softmax = model.logits[0, 441].detach().double().softmax(0)
+    expected = (nn.functional.one_hot(ids[0, 3 + 441], V) - softmax)
+    torch.testing.assert_close(gradient[441].double(), expected, rtol=1e-2, atol=1e-9)
+    assert not gradient[:441].any() and not gradient[442:].any()
+
+
+def test_the_loss_the_advantages_and_the_probe_stay_on_their_device(script, tokenizer, monkeypatch):
+    """PyTorch's meta device computes shapes only, and refuses a tensor of another device. It knows no autocast."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    meta = torch.device("meta")
+    model = random_model("qwen3", tokenizer).to(meta)
+    model.set_attn_implementation("eager")  # the others look into the mask, for a shortcut
+    ids = torch.zeros(6, 20, dtype=torch.long, device=meta)
+    mask = torch.ones(6, 12, dtype=torch.bool, device=meta)
+    micros = [{"rows": torch.arange(i, i + 3, device=meta), "ids": ids[:3], "attention_mask": ids[:3],
+               "response_mask": mask[:3]} for i in (0, 3)]
+    lengths, r_vec = mask.sum(1), torch.rand(3, 6, dtype=torch.float64, device=meta)
+    A = torch.stack([script.advantage(r, lengths, group(3)) for r in r_vec]).float()
+    gram = script.gram_matrix(model, script.middle_layers(model, [0.25, 0.75]), micros, A, lengths.sum())
+    I = script.influence(gram)
+    w = script.updated_weights(torch.rand(3, dtype=torch.float64, device=meta), I, 1e-6, 1e-5)
+    logprobs = script.token_logprobs(model, micros[0])
+    loss, is_clipped = script.policy_loss(
+        logprobs, micros[0]["old_logprobs"], A[0][micros[0]["rows"]], 0.2, 0.2, 3.0)
+    if hasattr(script, "kl_penalty"):
+        loss = loss + script.kl_penalty(logprobs, logprobs.detach())
+    (loss * mask[:3]).sum().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert all(x.device == meta for x in (gram, I, w, loss, is_clipped, *(p.grad for p in model.parameters())))
+    with pytest.raises(RuntimeError):
+        script.policy_loss(logprobs, logprobs.detach(), torch.ones(3), 0.2, 0.2, 3.0).sum()

@@ -4,8 +4,12 @@ import random
 import time
 from pathlib import Path
 
+import datasets
+import numpy
 import pytest
+from conftest import ROOT
 from datasets import load_dataset
+from transformers import AutoTokenizer
 
 import rewards
 from rewards import accuracy, clarity, conciseness, objective, question_and_answer, score
@@ -292,6 +296,91 @@ def test_all_of_the_authors_data_can_be_read():
         for row in load_dataset("parquet", data_files=str(path), split="train"):
             messages, answer = question_and_answer(row)
             assert messages[-1]["role"] == "user" and answer
+
+
+def rows_of(count):
+    return datasets.Dataset.from_list([{"problem": f"{i}+{i}?", "answer": str(2 * i)} for i in range(count)])
+
+
+def test_a_single_split_is_divided_as_the_paper_divides_math_500(tmp_path):
+    """By the permutations of NumPy that the library draws: 40% first, and of those one half."""
+    rows_of(500).to_json(tmp_path / "one.jsonl")
+    rows_of(500).to_parquet(tmp_path / "one.parquet")
+    rest, train = numpy.split(numpy.random.default_rng(42).permutation(500), [200])
+    validation, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(200), 2))
+    for name in ("one.jsonl", "one.parquet"):
+        splits = rewards.load_splits(str(tmp_path / name))
+        for split, expected in {"train": train, "test": test, "validation": validation}.items():
+            assert splits[split]["answer"] == [str(2 * i) for i in expected]
+
+
+def test_without_validation_it_is_the_first_half_of_test(tmp_path):
+    rows_of(7).to_json(tmp_path / "train.jsonl")
+    rows_of(5).to_json(tmp_path / "test.jsonl")
+    splits = rewards.load_splits(str(tmp_path))
+    assert {name: rows["answer"][:] for name, rows in splits.items()} == {
+        "train": [str(2 * i) for i in range(7)], "validation": ["0", "2"], "test": ["4", "6", "8"]}
+
+
+def test_splits_that_are_there_stay_as_they_are(tmp_path):
+    for name, count in (("train", 7), ("validation", 2), ("test", 5)):
+        rows_of(count).to_json(tmp_path / f"{name}.jsonl")
+    assert {name: len(rows) for name, rows in rewards.load_splits(str(tmp_path)).items()} == {
+        "train": 7, "validation": 2, "test": 5}
+
+
+@pytest.mark.parametrize("name", ["math-500", "math-algebra"])
+@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
+def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
+    """From what the Hub has, in its order, come the authors' files: the same problems, prompts and splits."""
+    stem, names = {"math-500": "math500", "math-algebra": "mathlighteval"}[name], ("train", "test", "val")
+    theirs = {split: load_dataset("parquet", data_files=str(DATA / f"{stem}-{split}.parquet"), split="train")
+              for split in names}
+    suffix = " Let's think step by step and output the final answer within \\boxed{}."
+
+    def as_on_the_hub(row):
+        assert row["prompt"][0]["content"].endswith(suffix)
+        truth = row["reward_model"]["ground_truth"]
+        return {"problem": row["prompt"][0]["content"].removesuffix(suffix), "answer": truth,
+                "solution": rf"It is $\boxed{{{truth}}}$.", "id": row.get("unique_id", "")}
+
+    hub = {split: [as_on_the_hub(row) for row in rows] for split, rows in theirs.items()}
+    if name == "math-500":
+        rest, train = numpy.split(numpy.random.default_rng(42).permutation(500), [200])
+        val, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(200), 2))
+        place = {**dict(zip(train, hub["train"])), **dict(zip(test, hub["test"])), **dict(zip(val, hub["val"]))}
+        hub = {"test": [place[i] for i in range(500)]}
+        # The first rows of HuggingFaceH4/MATH-500 are these: so the permutation is the one that the authors drew.
+        assert [row["id"] for row in hub["test"][:4]] == [
+            "test/precalculus/807.json", "test/intermediate_algebra/1994.json", "test/algebra/2584.json",
+            "test/number_theory/572.json"]
+        wanted = ("HuggingFaceH4/MATH-500",)
+    else:
+        hub = {"train": hub["train"], "test": hub["val"] + hub["test"]}
+        for row in [*hub["train"], *hub["test"]]:
+            del row["answer"]  # of which this set has none: the truth is the box of its solution
+        wanted = ("DigitalLearningGmbH/MATH-lighteval", "algebra")
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: asked.append(args) or datasets.DatasetDict(
+        {split: datasets.Dataset.from_list(rows) for split, rows in hub.items()}))
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+    tokenizer.chat_template = None
+    problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6)
+    assert asked == [wanted]
+    for split, rows in theirs.items():
+        mine = problems["validation" if split == "val" else split]
+        assert [p["prompt"] for p in mine] == [row["prompt"][0]["content"] + "\n" for row in rows]
+        assert [p["answer"] for p in mine] == [row["reward_model"]["ground_truth"] for row in rows]
+
+
+def test_prompts_get_the_suffix_and_the_template_hears_of_thinking(tmp_path):
+    rows_of(6).to_json(tmp_path / "one.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+    tokenizer.chat_template = "{{ messages[0].content }}|{{ 'think' if enable_thinking else 'answer' }}"
+    for flags, end in (((), "?|answer"), ((" Briefly.", True), "? Briefly.|think")):
+        problems = rewards.read_problems(str(tmp_path / "one.jsonl"), ["train"], tokenizer, 64, *flags)["train"]
+        assert all(p["prompt"].endswith(end) for p in problems)
+        assert problems[0]["prompt_ids"] == tokenizer(problems[0]["prompt"], add_special_tokens=False)["input_ids"]
 
 
 def test_score_refuses_what_does_not_fit():

@@ -355,6 +355,27 @@ def test_weights_follow_the_influence(run):
     assert (w - 1 / 3).abs().max() > 1e-3
 
 
+def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule, expected = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=5, power=1.03), []
+    for _ in range(5):
+        expected += schedule.get_last_lr()
+        optimiser.step()
+        schedule.step()
+    used, step = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: (
+        used.append(self.param_groups[0]["lr"]), step(self, *args)))
+    flags = ["--steps", "5", "--eval-every", "5", "--weighting", "gradient", "--mu", "1e-4"]
+    metrics, _ = run(*flags, "--lr-schedule", "polynomial")
+    assert used == pytest.approx(expected, rel=1e-9)
+    assert [line["learning_rate"] for line in metrics[1:]] == used
+    w = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for line in metrics[1:]:  # Eq. (3) has the same
+        influence = torch.tensor([line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+        w = torch.softmax(w.log() + line["learning_rate"] * influence / 1e-4, 0)
+        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
+
+
 def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch, capsys):
     function = script.policy_loss
     monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
@@ -395,7 +416,8 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(script, folder
 def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script, monkeypatch, capsys):
     _, with_one = run("--steps", "1", "--checkpoint-every", "1")
     _, without = run("--steps", "1", name="without")
-    cases = [(with_one, ["--seed", "5"], "seed was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
+    _, falling = run("--steps", "1", "--checkpoint-every", "1", "--lr-schedule", "polynomial", name="falling")
+    cases = [(with_one, ["--seed", "5"], "seed was 1"), (falling, ["--steps", "2"], "steps was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
              (without, [], "no checkpoint.pt")]
     for folder, flags, message in cases:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
@@ -450,6 +472,16 @@ def test_a_run_with_relative_paths_is_resumed_from_another_folder(run, folders, 
     assert [line["step"] for line in hypervolume.read_metrics(folder)] == [0, 1, 2, 3]
 
 
+def test_rollouts_in_parts_are_as_good(run):
+    """Greedy ones are the same, whatever is generated at once."""
+    for size in ("1", "4", "100"):
+        metrics, folder = run("--steps", "1", "--rollout-batch-size", size, "--learning-rate", "1e-9", name=size)
+        assert metrics[0]["eval/mean_length"] == metrics[1]["eval/mean_length"]
+        assert metrics[1]["clip_fraction"] == 0 and metrics[1]["completions/mean_length"] > 2
+    texts = [(folder.with_name(size) / "completions.jsonl").read_text() for size in ("1", "4", "100")]
+    assert texts[0] == texts[1] == texts[2]
+
+
 def test_equal_rewards_of_a_group_move_nothing(run, script, monkeypatch):
     """Sums such as 0.1 + 0.2 + 0.7 are rounded, and a difference over a spread of 0 would be an advantage."""
     for name, value in {"accuracy": 0.1, "conciseness": 0.2, "clarity": 0.7}.items():
@@ -483,6 +515,8 @@ BAD = {
     "weights that are not numbers": ["--weights", "nan", "0.5", "0.5"],
     "one rollout a prompt": ["--num-generations", "1"],
     "no step": ["--steps", "0"],
+    "no rollout batch": ["--rollout-batch-size", "0"],
+    "unknown schedule": ["--lr-schedule", "cosine"],
     "no mu": ["--mu", "0"],
     "negative clip": ["--clip-low", "-1"],
     "no coefficient": ["--clip-high", "nan"],
@@ -503,6 +537,7 @@ BAD = {
     "no such dataset": ["--dataset", "no/such-dataset"],
     "empty dataset": ["--dataset", "{empty}"],
     "missing columns": ["--dataset", "{columns}"],
+    "a file that is no data": ["--dataset", "{empty}.txt"],
     "missing split": ["--dataset", "{split}"],
     "empty split": ["--dataset", "{nothing}"],
     "no validation split": ["--dataset", "{unvalidated}", "--weighting", "hypervolume"],
@@ -527,11 +562,12 @@ def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(
         "columns": dataset(inputs / "columns", train=[{"question": "1+1?"}] * 4, test=[{"question": "1+1?"}]),
         "split": dataset(inputs / "split", train=GOOD),
         "nothing": dataset(inputs / "nothing", train=GOOD, test=[]),
-        "unvalidated": dataset(inputs / "unvalidated", train=GOOD, test=GOOD),
+        "unvalidated": dataset(inputs / "unvalidated", train=GOOD, test=GOOD[:1]),
         "unanswered": dataset(inputs / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD),
         "broken": dataset(inputs / "broken", train=GOOD, test=GOOD),
     }
     paths["empty"].mkdir()
+    (inputs / "empty.txt").write_text("Hello")
     paths["partial"] = inputs / "partial"
     shutil.copytree(folders["qwen3"], paths["partial"])
     weights = load_file(paths["partial"] / "model.safetensors")
