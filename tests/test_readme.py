@@ -2,9 +2,14 @@
 import dataclasses
 import importlib
 import re
+import subprocess
+import sys
 
 import pytest
+import torch
 from conftest import ROOT, SCRIPTS
+
+import grpo_dynw
 
 README = (ROOT / "README.md").read_text()
 
@@ -28,3 +33,24 @@ def test_every_flag_that_is_named_exists(name):
 def test_files_and_pictures_that_are_linked_exist():
     links = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(links) > 6 and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_commands_for_the_papers_settings_are_accepted(tmp_path, monkeypatch):
+    """As bash expands them, by the script's own check of arguments, with 8 processes."""
+    block = README.split("## The paper's settings")[1].split("```sh\n")[1].split("```")[0]
+    done = subprocess.run(["bash", "-euc", 'torchrun() { echo "$@"; }\n' + block], capture_output=True, text=True,
+                          check=True)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 15
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    for flag, processes, script, *flags in lines:
+        assert (flag, processes) == ("--nproc-per-node", "8")
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        args = importlib.import_module(script.removesuffix(".py")).parse_args()
+        assert args.gradient_checkpointing and args.learning_rate == 1e-6 and args.weights == [0.334, 0.333, 0.333]
+        layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(30 if "deepseek" in args.model else 36))
+        if args.weighting == "gradient":
+            monkeypatch.setattr(grpo_dynw, "decoder_layers", lambda model: layers)
+            probed = grpo_dynw.middle_layers(None, args.probe_layers)
+            assert [list(layers).index(layer) for layer in probed] == list(range(10, 26))
