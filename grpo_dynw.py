@@ -18,7 +18,6 @@ Everything that a run finds out is in its folder, runs/..., and `python hypervol
 GRPO itself is between the lines `# --- algorithm: ... ---` and `# --- end ---`. The other scripts share all the rest.
 """
 # --- end ---
-import collections
 import dataclasses
 import importlib.util
 import json
@@ -107,15 +106,19 @@ def parse_args():
     parser = HfArgumentParser(Args, allow_abbrev=False)
     parser.error = fail
     args = Args(**vars(parser.parse_args()))
+    world = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     if args.resume:
         try:
-            saved = read_settings(args.resume, Path(__file__).name, [field.name for field in dataclasses.fields(Args)])
+            saved = read_settings(args.resume, Path(__file__).name)
         except ValueError as error:
             fail(f"--resume: {error}")
+        if saved["processes"] != world:
+            fail(f"--resume: the run has {saved['processes']} processes and cannot go on with {world}")
+        saved = {field.name: saved.get(field.name) for field in dataclasses.fields(Args)}
         parser.set_defaults(**saved)
         args = Args(**vars(parser.parse_args()))
-        free = {"resume", "eval_every", "checkpoint_every", "report_to", "model", "dataset"}
-        free |= {"steps"} if args.lr_schedule == "constant" else set()
+        free = {"resume", "eval_every", "checkpoint_every", "report_to", "model", "dataset", "micro_batch_size",
+                "gradient_checkpointing", *(["steps"] if args.lr_schedule == "constant" else [])}
         for name in saved.keys() - free:
             if getattr(args, name) != saved[name]:
                 fail(f"--resume continues a run as it was: {name} was {saved[name]} and cannot change")
@@ -123,16 +126,18 @@ def parse_args():
     K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
     args.mu = args.mu if args.mu is not None else 10 * args.learning_rate
+    if args.prompt_suffix is None:
+        args.prompt_suffix = rewards.PAPER_SUFFIX if args.dataset in rewards.PAPER else ""
     # Files by their full path, so that a run can be resumed from anywhere.
     args.model, args.dataset = (os.path.abspath(p) if os.path.exists(p) else p for p in (args.model, args.dataset))
     name = f"{Path(sys.argv[0]).stem.removesuffix('_dynw')}-{args.weighting}-{time.strftime('%Y%m%d-%H%M%S')}"
     args.output_dir = args.output_dir or f"runs/{name}"
-    check_args(args)
+    check_args(args, world)
     return args
 
 
-def check_args(args):
-    """Refuses what cannot work before anything is loaded or written."""
+def check_args(args, world):
+    """Refuses what cannot work, in `world` processes, before anything is loaded or written."""
     K, known = len(args.objectives), rewards.OBJECTIVES
     positive = ["steps", "prompts_per_step", "updates_per_step", "micro_batch_size", "rollout_batch_size",
                 "max_prompt_tokens", "max_new_tokens", "eval_every", "learning_rate", "mu", "max_grad_norm"]
@@ -154,7 +159,8 @@ def check_args(args):
         (args.device.split(":")[0] not in ("cpu", "cuda"), f"--device: cpu, cuda or cuda:1, not {args.device}"),
         (args.device == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count(),
          f"--device: PyTorch sees {torch.cuda.device_count()} CUDA devices here, fewer than there are processes"),
-        (args.prompts_per_step % max(args.updates_per_step * int(os.environ.get("WORLD_SIZE", 1)), 1),
+        (":" in args.device and world > 1, f"--device: processes share no device: cpu or cuda, not {args.device}"),
+        (args.prompts_per_step % max(args.updates_per_step * world, 1),
          "--updates-per-step: this, times the number of processes, must divide --prompts-per-step"),
         (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
          f"--report-to: the package {args.report_to} is not installed"),
@@ -204,12 +210,6 @@ def process():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def share(items):
-    """This process's part of a list; the parts of all processes, in their order, are the list."""
-    rank, world = process()
-    return items[len(items) * rank // world : len(items) * (rank + 1) // world]
-
-
 def gathered(items):
     """The lists of all processes as one, in the order of the processes."""
     lists = [items] * process()[1]
@@ -248,7 +248,7 @@ def shard(model, device):
 def copy_weights(policy, actor):
     """Brings `actor`, which generates, up to date: whole in every process, and in its own precision."""
     if actor is not policy:
-        for source, target in zip(policy.parameters(), actor.parameters()):
+        for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
             target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
 
 
@@ -452,18 +452,19 @@ def evaluate(model, tokenizer, problems, objectives, max_new_tokens, batch_size,
     Conciseness is 1 - length / limit here: what training rewards is being shorter than its running mean, which says
     nothing of two models.
     """
-    own = share(problems)
+    rank, world = process()
+    own = problems[len(problems) * rank // world : len(problems) * (rank + 1) // world]
     batch = rollout(model, [p["prompt_ids"] for p in own], max_new_tokens, sample=False, batch_size=batch_size)
-    said = zip(own, *read_responses(batch, tokenizer, model.generation_config.eos_token_id))
-    samples = gathered([
-        {"prompt": p["prompt"], "response": text, "answer": p["answer"], "length": length, "cut_off": cut}
-        for p, text, length, cut in said
-    ])
-    texts, answers, lengths = ([s[key] for s in samples] for key in ("response", "answer", "length"))
-    for sample, values in zip(samples, rewards.score(objectives, texts, answers, lengths, float(np.mean(lengths)))):
-        sample.update(zip(objectives, values))
+    texts, lengths, cut_off = read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    mean_length = float(np.mean(gathered(lengths)))
+    scores = rewards.score(objectives, texts, [p["answer"] for p in own], lengths, mean_length)
+    samples = []
+    for p, text, length, cut, values in zip(own, texts, lengths, cut_off, scores):
+        samples.append({"prompt": p["prompt"], "response": text, "answer": p["answer"], "length": length,
+                        "cut_off": cut, **dict(zip(objectives, values))})
         if "conciseness" in objectives:
-            sample["conciseness"] = 1 - sample["length"] / max_new_tokens
+            samples[-1]["conciseness"] = 1 - length / max_new_tokens
+    samples = gathered(samples)
     keys = {"mean_length": "length", "clipped_ratio": "cut_off", **{name: name for name in objectives}}
     metrics = {prefix + name: float(np.mean([s[key] for s in samples])) for name, key in keys.items()}
     return metrics, [metrics[prefix + name] for name in objectives], samples
@@ -488,8 +489,8 @@ def save_checkpoint(path, policy, optimizer, state):
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)  # in process 0, from all
     policy_state, optimizer_state = get_state_dict(policy, optimizer, options=whole)
     if process()[0] == 0:
-        checkpoint = {"policy": policy_state, "optimizer": optimizer_state, "state": state}
-        write_whole(path, lambda temporary: torch.save(checkpoint, temporary))
+        saved = {"policy": policy_state, "optimizer": optimizer_state, "state": state}
+        write_whole(path, lambda temporary: torch.save(saved, temporary))
 
 
 def load_checkpoint(path, policy, optimizer):
@@ -506,11 +507,11 @@ def load_checkpoint(path, policy, optimizer):
 def main():
     args = parse_args()
     device, is_cuda = args.device, args.device.startswith("cuda")
-    if "WORLD_SIZE" in os.environ:
+    if "LOCAL_RANK" in os.environ:  # torchrun's
         if device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
             torch.cuda.set_device(device)
-        dist.init_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
         args.output_dir = gathered([args.output_dir])[0]  # whose name, by default, has the time in it
     rank, world = process()
     if rank > 0:
@@ -519,7 +520,7 @@ def main():
     datasets.disable_progress_bars()
     for library in ("datasets", "huggingface_hub"):  # what goes wrong is said once, by `fail`
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    torch.manual_seed(args.seed + rank)
+    torch.manual_seed(args.seed * world + rank)
     policy, tokenizer, generation_settings = load_model(args.model, device, sharded=world > 1)
     actor = policy  # what generates: the policy, or where that is sharded or needs half the precision, a copy
     if world > 1 or is_cuda:
@@ -536,8 +537,9 @@ def main():
     longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
     if args.max_prompt_tokens + args.max_new_tokens > longest:
         fail(f"--max-prompt-tokens and --max-new-tokens: together more than the model's {longest} positions")
+    layers = middle_layers(policy, args.probe_layers)
     if args.weighting == "gradient":
-        linear_maps(middle_layers(policy, args.probe_layers))
+        linear_maps(layers)
     if args.gradient_checkpointing:
         for layer in decoder_layers(policy):  # not by the model's own means, which need training mode, so dropout
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -570,19 +572,13 @@ def main():
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
         if args.steps < state["step"]:
             fail(f"--steps: the run has already made {state['step']}")
-        if len(state["rng"]) != world:
-            fail(f"--resume: the run has {len(state['rng'])} processes and cannot go on with {world}")
         generator.set_state(state["rng"][rank])
         copy_weights(policy, actor)
-    log = print  # unseen
-    if rank == 0:
-        settings = {"script": Path(__file__).name, **dataclasses.asdict(args), "processes": world, **versions()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            log = start_log(folder, args.report_to, settings, state["step"])
-        except (OSError, ValueError) as error:
-            fail(f"--output-dir: cannot start a log in {folder}: {error}")
-        write_whole(folder / "args.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+    settings = {"script": Path(__file__).name, **dataclasses.asdict(args), "processes": world, **versions()}
+    try:
+        log = start_log(folder, args.report_to, settings, state["step"]) if rank == 0 else lambda metrics: None
+    except (OSError, ValueError) as error:
+        fail(f"--output-dir: cannot start a log in {folder}: {error}")
     if state["step"] == 0:
         metrics = {"step": 0}
         if args.weighting == "hypervolume":
@@ -625,11 +621,10 @@ def main():
         # 3. Log-probabilities under the policy that sampled and, on the way, what the objectives' gradients share
         rows_of_updates = torch.arange(n, device=device).chunk(args.updates_per_step)
         updates = [micro_batches(batch, part, args.micro_batch_size) for part in rows_of_updates]
-        micros = [micro for update in updates for micro in update]
+        micros = sum(updates, [])
         influences = {}
         if args.weighting == "gradient":
             A = torch.stack([advantage(r, lengths, args) for r in r_vec]).float()  # (K, N)
-            layers = middle_layers(policy, args.probe_layers)
             I = influence(gram_matrix(policy, layers, micros, A[:, own], lengths.sum()))  # (K,)
             w = updated_weights(I.new_tensor(state["weights"]), I, learning_rate, args.mu)
             state["weights"] = w.tolist() if w.isfinite().all() else state["weights"]
@@ -677,9 +672,7 @@ def main():
                 bar.write(f"step {step}: the gradient is not finite, its update is skipped")
             optimizer.zero_grad()
         copy_weights(policy, actor)
-        sums = collections.Counter()
-        for part in gathered(parts):
-            sums.update(part)
+        parts = gathered(parts)
         times.append(time.perf_counter())
 
         # 6. Numbers of this step
@@ -687,7 +680,7 @@ def main():
             "step": step, "reward": r.mean().item(), "grad_norm": grad_norm.item(), "meta_reward": state["r_pareto"],
             "learning_rate": learning_rate, "completions/mean_length": sum(lengths.tolist()) / N,
             "completions/clipped_ratio": sum(cut_off) / N, **influences,
-            **{name: total / len(updates) for name, total in sums.items()},
+            **{name: sum(part[name] for part in parts) / len(updates) for name in terms},
         }
         for k, name in enumerate(names):
             groups = r_vec[k].view(-1, G)

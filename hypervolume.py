@@ -161,9 +161,9 @@ def read_metrics(folder):
     return [parse(line, f"line {number} of metrics.jsonl") for number, line in enumerate(lines, 1)]
 
 
-def read_settings(folder, script, names):
+def read_settings(folder, script):
     """
-    The settings in `names` that a run of `script` was started with, of its folder: a dictionary, None for one it lacks.
+    The settings that a run of `script` was started with, from its folder: a dictionary.
 
     ValueError, in one line, for a run without a checkpoint, a missing or broken args.json, or a run of another script.
     """
@@ -175,16 +175,19 @@ def read_settings(folder, script, names):
         raise ValueError(f"{folder}/args.json is not that of a run: {error}") from None
     if settings.get("script") != script:
         raise ValueError(f"{folder} is a run of {settings.get('script')}")
-    return {name: settings.get(name) for name in names}
+    return settings
 
 
 def start_log(folder, report_to, settings, step):
     """
-    Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it.
+    Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it. Makes the folder, and in
+    it args.json of `settings`.
 
     Of a run that is resumed after `step`, lines up to that are kept and later ones dropped: it had got further than its
-    checkpoint. ValueError if one is missing. report_to: none, tensorboard or wandb, which shows `settings`, too.
+    checkpoint. ValueError if one is missing, OSError if the folder cannot be written. report_to: none, tensorboard or
+    wandb.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)  # a killed run may leave half a line
@@ -193,6 +196,7 @@ def start_log(folder, report_to, settings, step):
     if steps[: len(kept)] != kept:
         raise ValueError(f"metrics.jsonl lacks a step up to {step}")
     write_whole(path, lambda temporary: temporary.write_text("".join(lines[: len(kept)]), encoding="utf-8"))
+    write_whole(folder / "args.json", lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
     if report_to == "tensorboard":
         tensorboard = importlib.import_module("torch.utils.tensorboard").SummaryWriter(folder)
     elif report_to == "wandb":
@@ -353,6 +357,7 @@ def plot_curves(folder):
     figure.axes[5].set_ylim(0, 2.1)
     for axes in figure.axes[3:]:
         axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     write_whole(Path(folder) / "curves.png", lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 

@@ -23,7 +23,7 @@ import datasets
 
 OBJECTIVES: dict[str, Callable[..., float]] = {}
 # The paper's datasets by short names: where the Hub has them, and what the paper asks for at the end of each problem.
-PAPER = {"math-500": ("HuggingFaceH4/MATH-500",), "math-algebra": ("DigitalLearningGmbH/MATH-lighteval", "algebra")}
+PAPER = {"math-500": "HuggingFaceH4/MATH-500", "math-algebra": "DigitalLearningGmbH/MATH-lighteval:algebra"}
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 FILES = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
@@ -82,7 +82,8 @@ def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
 
 def load_splits(dataset):
     """
-    The splits of a folder, a jsonl or parquet file, a name on the Hub or of PAPER: datasets by name.
+    The splits of a folder, a jsonl or parquet file, or a name on the Hub (NAME:CONFIGURATION for one of several), or in
+    PAPER: datasets by name.
 
     Splits that it lacks are made as in the paper. A single one, such as a file, is shuffled and divided into 60% train,
     20% test and 20% validation; with train and test alone, the first half of test becomes validation. ValueError for
@@ -93,7 +94,8 @@ def load_splits(dataset):
         if path.is_file():
             splits = datasets.load_dataset(FILES.get(path.suffix, "json"), data_files=str(path))
         else:
-            splits = datasets.load_dataset(*PAPER.get(dataset, (dataset,)))
+            name = [dataset] if path.is_dir() else PAPER.get(dataset, dataset).split(":", 1)
+            splits = datasets.load_dataset(*name)
     except Exception as error:  # whatever the libraries that read its files raise
         raise ValueError(f"no folder, file or name on the Hub that can be read: {error.__cause__ or error}") from error
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
@@ -108,18 +110,15 @@ def load_splits(dataset):
     return splits
 
 
-def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
+def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix="", enable_thinking=False):
     """
     The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text).
 
-    dataset: as for `load_splits`. suffix: put after each problem (None: the paper's for the paper's datasets, else
-    nothing). enable_thinking: told to the chat template, which may ignore it. Prompts over the limit are left out, with
-    a line that counts them. ValueError for a dataset, split or row that cannot be used, and for a split of which no
-    prompt is within the limit.
+    dataset: as for `load_splits`. suffix: put after each problem. enable_thinking: told to the chat template, which may
+    ignore it. Prompts over the limit are left out, with a line that counts them. ValueError for a dataset, split or row
+    that cannot be used, and for a split of which no prompt is within the limit.
     """
     data = load_splits(dataset)
-    if suffix is None:
-        suffix = PAPER_SUFFIX if dataset in PAPER else ""
     problems = {}
     for split in splits:
         if split not in data or len(data[split]) == 0:

