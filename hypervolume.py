@@ -180,8 +180,8 @@ def read_settings(folder, script):
 
 def start_log(folder, report_to, settings, step):
     """
-    Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it. Makes the folder, and in
-    it args.json of `settings`.
+    Returns log(metrics), which appends the dictionary to `folder`/metrics.jsonl and reports it. Makes the folder and,
+    of `settings`, its args.json.
 
     Of a run that is resumed after `step`, lines up to that are kept and later ones dropped: it had got further than its
     checkpoint. ValueError if one is missing, OSError if the folder cannot be written. report_to: none, tensorboard or

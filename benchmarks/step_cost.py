@@ -8,6 +8,7 @@ step with --weighting gradient against one with --weighting fixed, as the script
 in one process but for peak memory, for which each run has one of its own. About ten minutes on two cores.
 """
 import argparse
+import math
 import statistics
 import subprocess
 import sys
@@ -32,7 +33,7 @@ SIZES = {"embedded": ["--prompts-per-step", "16"], "50M": ["--prompts-per-step",
 def make_data(folder):
     """The embedded data with a test split of 8 problems: its evaluation is not what is measured."""
     folder.mkdir()
-    for split, size in (("train", 1000), ("test", 8)):
+    for split, size in (("train", 1000), ("validation", 8), ("test", 8)):
         lines = (ROOT / f"tiny/data/{split}.jsonl").read_text().splitlines(keepends=True)
         (folder / f"{split}.jsonl").write_text("".join(lines[:size]))
 
@@ -140,12 +141,20 @@ def peak_memory(name, folder, weighting, updates):
 
 
 def step_cost(name, folder, updates, repeats, scratch):
-    """Rows of a table: fixed, gradient and their ratio, with so many updates a step."""
+    """
+    Rows of a table: fixed, gradient and their ratio, with so many updates a step.
+
+    Three runs of each in turn, whose first steps do not count: on a machine that gets slower or faster, times that are
+    minutes apart have no ratio.
+    """
+    metrics = {"fixed": [], "gradient": []}
+    for turn in range(3):
+        for weighting, mine in metrics.items():
+            output = scratch / f"{name}-{weighting}-{updates}-{turn}"
+            mine += step(name, folder, weighting, updates, 1 + math.ceil(repeats / 3), output)[1:]
     medians, rows = [], []
-    for weighting in ("fixed", "gradient"):
-        output = scratch / f"{name}-{weighting}-{updates}"
-        metrics = step(name, folder, weighting, updates, repeats + 1, output)[1:]
-        phases = {phase: [m[f"time/{phase}"] for m in metrics] for phase in ("rollout", "probe", "update")}
+    for weighting, mine in metrics.items():
+        phases = {phase: [m[f"time/{phase}"] for m in mine] for phase in ("rollout", "probe", "update")}
         update = statistics.median(map(sum, zip(phases["probe"], phases["update"])))
         whole = statistics.median(map(sum, zip(*phases.values())))
         medians.append([update, whole, peak_memory(name, folder, weighting, updates)])
@@ -156,7 +165,7 @@ def step_cost(name, folder, updates, repeats, scratch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--repeats", type=int, default=5, help="timings of which the median is taken")
+    parser.add_argument("--repeats", type=int, default=9, help="timings of which the median is taken")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

@@ -96,7 +96,8 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
 def test_torchrun(folders, tmp_path):
     """As in the README, from another folder; and bad input ends all processes."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            str(ROOT / "rloo_dynw.py"), *SMALL, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]), "--steps", "1"]
+            str(ROOT / "rloo_dynw.py"), *SMALL, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]),
+            "--steps", "1"]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after step 1") == 1
