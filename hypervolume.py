@@ -352,7 +352,7 @@ def plot_curves(folder):
         if axes.lines:
             axes.legend(frameon=False)
         else:
-            axes.text(0.5, 0.5, "not measured under this weighting", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "not used by this weighting", ha="center", transform=axes.transAxes)
     figure.axes[3].set_ylim(0, 1)
     figure.axes[5].set_ylim(0, 2.1)
     for axes in figure.axes[3:]:

@@ -66,8 +66,9 @@ def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
     question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     if not (isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages)
-            and all(isinstance(m.get("content"), str) and m["content"].strip() for m in messages)):
-        raise ValueError("it needs text or chat messages in column problem, question or prompt")
+            and all(isinstance(m.get("content"), str) and m["content"].strip() for m in messages)
+            and all(isinstance(m.get("role"), str) for m in messages) and messages[-1]["role"] == "user"):
+        raise ValueError("it needs text, or chat messages up to one of the user, in column problem, question or prompt")
     if "answer" in row:
         answer = row["answer"].split("####")[-1].strip() if isinstance(row["answer"], str) else row["answer"]
     elif isinstance(row.get("reward_model"), dict):
@@ -77,7 +78,8 @@ def question_and_answer(row: dict) -> tuple[list[dict[str, str]], str]:
         answer = row.get("solution") if boxed is None else boxed
     if not isinstance(answer, (str, int, float)) or not str(answer).strip():
         raise ValueError("it needs an answer in column answer, reward_model.ground_truth or solution")
-    return messages, str(answer)
+    # A single decimal in a column makes floats of all its integers.
+    return messages, str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer)
 
 
 def load_splits(dataset):
@@ -90,14 +92,17 @@ def load_splits(dataset):
     what cannot be read.
     """
     path = Path(dataset)
+    if path.is_file() and path.suffix not in FILES:
+        raise ValueError(f"a file must be one of {', '.join(FILES)}")
     try:
         if path.is_file():
-            splits = datasets.load_dataset(FILES.get(path.suffix, "json"), data_files=str(path))
+            splits = datasets.load_dataset(FILES[path.suffix], data_files=str(path))
         else:
             name = [dataset] if path.is_dir() else PAPER.get(dataset, dataset).split(":", 1)
             splits = datasets.load_dataset(*name)
     except Exception as error:  # whatever the libraries that read its files raise
-        raise ValueError(f"no folder, file or name on the Hub that can be read: {error.__cause__ or error}") from error
+        reason = str(error.__cause__ or error) or repr(error)
+        raise ValueError(f"no folder, file or name on the Hub that can be read: {reason}") from error
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
         train, rest = rows.train_test_split(0.4, seed=42).values()
         test, validation = rest.train_test_split(0.5, seed=42).values()
@@ -122,13 +127,13 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix="", enab
     problems = {}
     for split in splits:
         if split not in data or len(data[split]) == 0:
-            raise ValueError(f"split {split} is missing or empty")
+            raise ValueError(f"split {split} is missing or empty (of a single split, it takes 5 rows to make three)")
         problems[split] = []
         for number, row in enumerate(data[split], 1):
             try:
                 messages, answer = question_and_answer(row)
             except ValueError as error:
-                raise ValueError(f"row {number} of split {split}: {error}") from None
+                raise ValueError(f"row {number} of split {split}: {error}, not {str(row)[:80]}") from None
             messages = [*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + suffix}]
             text = "".join(message["content"] + "\n" for message in messages)
             if tokenizer.chat_template:

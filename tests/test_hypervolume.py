@@ -361,7 +361,7 @@ def test_curves_show_the_numbers_of_the_metrics(runs, monkeypatch):
     assert lines[("influence, Eq. (3)", "accuracy")] == [[1, -1], [2, 2]]
     assert lines[("test split, greedy", "clarity")] == [[0, 0.1], [4, 0.5]]
     assert lines[("mean length (tokens)", "test split, greedy")] == [[0, 90], [4, 20]]
-    assert not panels["r_pareto, Eq. (1)"].lines and "not measured" in panels["r_pareto, Eq. (1)"].texts[0].get_text()
+    assert not panels["r_pareto, Eq. (1)"].lines and "not used" in panels["r_pareto, Eq. (1)"].texts[0].get_text()
 
 
 def test_before_and_after_are_the_first_and_the_last_evaluation(runs):

@@ -259,6 +259,9 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
     ({"question": "1+1?", "answer": "One and one.\n#### 2"}, "1+1?", "2"),  # GSM8K
     ({"prompt": MESSAGES, "solution": r"so $\boxed{3}$, no $\boxed{2}$."}, None, "2"),  # TRL
     ({"prompt": "1+1?", "solution": "2"}, "1+1?", "2"),
+    ({"problem": "1+1?", "answer": 2}, "1+1?", "2"),
+    ({"problem": "1+1?", "answer": 2.0}, "1+1?", "2"),
+    ({"problem": "1/2+2?", "answer": 2.5}, "1/2+2?", "2.5"),
     ({"prompt": MESSAGES, "solution": "long", "reward_model": {"ground_truth": "2"}}, None, "2"),  # verl
 ])
 def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
@@ -270,7 +273,9 @@ def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
     {}, {"problem": "1+1?"}, {"answer": "2"}, {"problem": None, "answer": "2"}, {"problem": 12, "answer": "2"},
     {"problem": " ", "answer": "2"}, {"problem": "1+1?", "answer": None}, {"problem": "1+1?", "answer": ["2"]},
     {"problem": "1+1?", "answer": ""}, {"prompt": [], "answer": "2"}, {"prompt": ["1+1?"], "answer": "2"},
-    {"prompt": [{"role": "user"}], "answer": "2"}, {"prompt": "1+1?", "reward_model": {"truth": "2"}},
+    {"prompt": [{"role": "user"}], "answer": "2"}, {"prompt": [{"content": "1+1?"}], "answer": "2"},
+    {"prompt": [*MESSAGES, {"role": "assistant", "content": "2"}], "answer": "2"},
+    {"prompt": "1+1?", "reward_model": {"truth": "2"}},
 ])
 def test_rows_without_question_or_answer_are_refused(row):
     with pytest.raises(ValueError, match="^it needs "):

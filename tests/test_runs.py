@@ -417,8 +417,10 @@ def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script
     _, with_one = run("--steps", "1", "--checkpoint-every", "1")
     _, without = run("--steps", "1", name="without")
     _, falling = run("--steps", "1", "--checkpoint-every", "1", "--lr-schedule", "polynomial", name="falling")
+    other = dataset(with_one.parent / "other", train=GOOD, validation=GOOD, test=GOOD)
     cases = [(with_one, ["--seed", "5"], "seed was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
-             (falling, ["--steps", "2"], "steps was 1"), (without, [], "no checkpoint.pt")]
+             (with_one, ["--dataset", str(other)], "began with"), (falling, ["--steps", "2"], "steps was 1"),
+             (without, [], "no checkpoint.pt")]
     for folder, flags, message in cases:
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
