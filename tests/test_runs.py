@@ -413,6 +413,20 @@ def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(script, folder
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
+@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
+def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
+    process = subprocess.Popen(
+        command(script, folders, tmp_path / "run", "--steps", "10000"), stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    deadline = time.time() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Interrupted: --resume goes on")
+
+
 def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script, monkeypatch, capsys):
     _, with_one = run("--steps", "1", "--checkpoint-every", "1")
     _, without = run("--steps", "1", name="without")
