@@ -12,8 +12,11 @@ one file. What makes it more than RLOO on one reward is how the rewards are weig
     python rloo_dynw.py --weighting gradient
 
 trains the embedded model on the embedded arithmetic in minutes on a CPU; --model and --dataset take your own, and
-`torchrun --nproc-per-node 8 grpo_dynw.py ...` spreads model, optimiser and rollouts over 8 GPUs.
-Everything that a run finds out is in its folder, runs/..., and `python hypervolume.py runs/A runs/B` compares runs.
+
+    torchrun --standalone --nproc-per-node 8 rloo_dynw.py ...
+
+spreads policy, optimiser and rollouts over 8 processes, each with a GPU of its own. Everything that a run finds out is
+in its folder, runs/..., and `python hypervolume.py runs/A runs/B` compares runs.
 
 RLOO itself is between the lines `# --- algorithm: ... ---` and `# --- end ---`. The other scripts share all the rest.
 """
@@ -200,6 +203,14 @@ def decoder_layers(model):
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
+def problems_of_step(problems, step, size, seed):
+    """The `size` problems of `step` (from 1). Every epoch goes through all problems, in an order of its own."""
+    for position in range((step - 1) * size, step * size):
+        epoch, index = divmod(position, len(problems))
+        order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(1000 * seed + epoch))
+        yield problems[order[index]]
+
+
 # ---- Several processes, started by torchrun: each has a share of the problems and of every parameter (FSDP2) ---------
 
 
@@ -248,14 +259,6 @@ def copy_weights(policy, actor):
     if actor is not policy:
         for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
             target.copy_(source.full_tensor() if isinstance(source, DTensor) else source)
-
-
-def problems_of_step(problems, step, size, seed):
-    """The `size` problems of `step` (from 1). Every epoch goes through all problems, in an order of its own."""
-    for position in range((step - 1) * size, step * size):
-        epoch, index = divmod(position, len(problems))
-        order = torch.randperm(len(problems), generator=torch.Generator().manual_seed(1000 * seed + epoch))
-        yield problems[order[index]]
 
 
 # ---- Rollouts: N of T tokens, P of the prompt, padded on the left, then R of the response, padded on the right -------
@@ -555,7 +558,7 @@ def main():
         "total_length": 0,  # of all training rollouts so far
         "total_responses": 0,
         "rng": [],  # of each process, at the last checkpoint
-        "problems": digest,
+        "problems": digest,  # of those that the run began with
     }
     if args.resume:
         state = load_checkpoint(folder / "checkpoint.pt", policy, optimizer)

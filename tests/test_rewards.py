@@ -307,12 +307,17 @@ def rows_of(count):
     return datasets.Dataset.from_list([{"problem": f"{i}+{i}?", "answer": str(2 * i)} for i in range(count)])
 
 
+def permuted(count):
+    """The rows of the training, validation and test problems among `count`, by NumPy: what the library should draw."""
+    rest, train = numpy.split(numpy.random.default_rng(42).permutation(count), [count * 2 // 5])
+    validation, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(len(rest)), 2))
+    return train, validation, test
+
+
 def test_a_single_split_is_divided_as_the_paper_divides_math_500(tmp_path):
-    """By the permutations of NumPy that the library draws: 40% first, and of those one half."""
     rows_of(500).to_json(tmp_path / "one.jsonl")
     rows_of(500).to_parquet(tmp_path / "one.parquet")
-    rest, train = numpy.split(numpy.random.default_rng(42).permutation(500), [200])
-    validation, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(200), 2))
+    train, validation, test = permuted(500)
     for name in ("one.jsonl", "one.parquet"):
         splits = rewards.load_splits(str(tmp_path / name))
         for split, expected in {"train": train, "test": test, "validation": validation}.items():
@@ -351,8 +356,7 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
 
     hub = {split: [as_on_the_hub(row) for row in rows] for split, rows in theirs.items()}
     if name == "math-500":
-        rest, train = numpy.split(numpy.random.default_rng(42).permutation(500), [200])
-        val, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(200), 2))
+        train, val, test = permuted(500)
         place = {**dict(zip(train, hub["train"])), **dict(zip(test, hub["test"])), **dict(zip(val, hub["val"]))}
         hub = {"test": [place[i] for i in range(500)]}
         # The first rows of HuggingFaceH4/MATH-500 are these: so the permutation is the one that the authors drew.

@@ -88,6 +88,12 @@ def test_regions_stay_short(name):
     assert sum(len(lines) for _, lines in regions) <= 60
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_names_no_other(name):
+    assert f"{name}.py" in TEXTS[name]
+    assert [other for other in SCRIPTS if other != name and other in TEXTS[name]] == []
+
+
 @pytest.mark.parametrize("one, other", PAIRS)
 def test_shared_arguments_agree(one, other):
     def fields(name):
