@@ -6,6 +6,7 @@ What log-probabilities over a large vocabulary take, in memory and time, with an
 One response of 2048 tokens and a vocabulary of 151936, as of Qwen3, with logits in bfloat16 as under autocast. Each way
 runs in a process of its own: forwards and backwards, from the logits to their gradient. Half a minute on two cores.
 """
+
 import argparse
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
-from hypervolume import aligned  # noqa: E402
+from compare import aligned  # noqa: E402
 
 TOKENS, VOCABULARY = 2048, 151936
 
@@ -44,7 +45,7 @@ def measure(way):
     torch.manual_seed(0)
     logits = torch.empty(1, TOKENS + 1, VOCABULARY, dtype=torch.bfloat16).normal_().requires_grad_()
     ids = torch.randint(VOCABULARY, (1, TOKENS + 1))
-    batch = {"ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": torch.ones(1, TOKENS).bool()}
+    batch = {"ids": ids, "attention": torch.ones_like(ids), "mask": torch.ones(1, TOKENS).bool()}
     before, started = peak(), time.perf_counter()
     way(logits, batch).sum().backward()
     print(peak() - before, time.perf_counter() - started)

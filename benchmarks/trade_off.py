@@ -3,13 +3,17 @@ Where the embedded model starts, and where six fixed weightings of the rewards t
 
     python benchmarks/trade_off.py
 
-Trains six models, about 15 minutes on two cores. A run whose folder exists is not repeated.
+Trains 18 models, six with each of three seeds, two at a time: about 40 minutes on two cores. A run that has finished is
+not repeated.
 """
+
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,60 +24,91 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
 import rewards  # noqa: E402
-from hypervolume import aligned, read_metrics  # noqa: E402
+from compare import aligned, read_run  # noqa: E402
+from hypervolume import hypervolume, pareto_front  # noqa: E402
 
-OBJECTIVES = ["accuracy", "conciseness", "clarity"]
+LIMIT = 96
 WEIGHTINGS = {
-    "accuracy only": "1 0 0", "conciseness only": "0 1 0", "clarity only": "0 0 1",
-    "balanced": "0.3333333 0.3333333 0.3333334", "accuracy first": "0.5 0.25 0.25", "accuracy last": "0.25 0.375 0.375",
+    "accuracy only": "1 0 0",
+    "conciseness only": "0 1 0",
+    "clarity only": "0 0 1",
+    "balanced": "0.3333333 0.3333333 0.3333334",
+    "accuracy first": "0.5 0.25 0.25",
+    "accuracy last": "0.25 0.375 0.375",
 }
 
 
-def start(limit):
+def start():
     """Of the embedded model on the test split, sampled (4 responses to each problem) and greedy: rows of a table."""
     model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["test"], tokenizer, 64)["test"]
+    prompts = [p["prompt_ids"] for p in problems]
     torch.manual_seed(0)
-    for sample, repeats in ((True, 4), (False, 1)):
-        chosen = problems * repeats
-        batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in chosen], limit, sample, batch_size=len(chosen))
-        texts, lengths, cut_off = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
-        scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in chosen], lengths, 0)
+    for name, G, sample in (("sampled", 4, True), ("greedy", 1, False)):
+        batch = grpo_dynw.rollout(model, tokenizer, prompts, G, LIMIT, 4 * len(prompts), sample)
+        lengths, answers = batch["lengths"].double(), [p["answer"] for p in problems for _ in range(G)]
+        scores = rewards.score(["accuracy", "clarity"], batch["texts"], answers, lengths.tolist(), 0)
         accuracy, clarity = np.mean(scores, 0)
-        yield ["sampled" if sample else "greedy", f"{accuracy:.3f}", f"{np.mean(lengths):.1f}", f"{clarity:.3f}",
-               f"{np.mean(cut_off):.3f}"]
+        cells = accuracy, lengths.mean(), clarity, batch["cut_off"].double().mean()
+        yield [name, *(f"{x:.1f}" if x > 1 else f"{x:.3f}" for x in map(float, cells))]
 
 
-def train(name, folder, threads):
-    """Runs grpo_dynw.py with fixed weights, unless `folder` is there."""
-    if not folder.exists():
-        command = [sys.executable, ROOT / "grpo_dynw.py", "--output-dir", folder, "--weights"]
-        command += WEIGHTINGS[name].split()
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+def train(name, seed, folder):
+    """Runs grpo_dynw.py with fixed weights, on one core, unless it has been run to its end."""
+    if (folder / "model").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, ROOT / "grpo_dynw.py", "--seed", str(seed), "--output-dir", folder, "--weights"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command + WEIGHTINGS[name].split(), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(done.stderr)
+
+
+def spread(values, digits):
+    """The mean over seeds and how far the seeds are from it at most, as text."""
+    return f"{np.mean(values):.{digits}f} ± {np.abs(values - np.mean(values)).max():.{digits}f}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--output", type=Path, default=Path("runs/trade-off"), help="where the runs go")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each weighting")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     args = parser.parse_args()
+    print(aligned([["initial model", "accuracy", "length", "clarity", "cut off"], *start()]), "\n", flush=True)
 
-    print(aligned([["initial model", "accuracy", "length", "clarity", "cut off"], *start(limit=96)]), "\n")
-
-    folders = {name: args.output / name.replace(" ", "-") for name in WEIGHTINGS}
+    cases = [(name, seed) for seed, name in product(range(1, args.seeds + 1), WEIGHTINGS)]
+    folders = {case: args.output / f"{case[0].replace(' ', '-')}-{case[1]}" for case in cases}
     with ThreadPoolExecutor(args.jobs) as pool:
-        threads = max(1, os.cpu_count() // args.jobs)
-        list(tqdm(pool.map(lambda name: train(name, folders[name], threads), WEIGHTINGS), total=len(WEIGHTINGS)))
-    last = {name: read_metrics(folder)[-1] for name, folder in folders.items()}
-    points = {name: [m[f"eval/{objective}"] for objective in OBJECTIVES] for name, m in last.items()}
-    best = np.max(list(points.values()), axis=0)
-    rows = [["weights fixed at", "accuracy", "length", "clarity", "of the best: accuracy", "conciseness", "clarity"]]
-    for name, (accuracy, _, clarity) in points.items():
-        shares = np.array(points[name]) / best
-        rows.append([name, f"{accuracy:.3f}", f"{last[name]['eval/mean_length']:.1f}", f"{clarity:.3f}",
-                     *(f"{share:.0%}" for share in shares)])
-    print(aligned(rows))
+        list(tqdm(pool.map(lambda case: train(*case, folders[case]), cases), total=len(cases)))
+    runs = {name: [read_run(folders[case]) for case in cases if case[0] == name] for name in WEIGHTINGS}
+    last = {name: np.array([run["points"][-1] for run in same]) for name, same in runs.items()}  # (seeds, K)
+    means = np.array([points.mean(0) for points in last.values()])
+
+    rows = [["weights fixed at", "accuracy", "length", "clarity", "hypervolume", "shares of the best"]]
+    for (name, points), mean in zip(last.items(), means):
+        volumes = np.array([hypervolume(run["points"], [0, 0, 0]) for run in runs[name]])
+        shares = " ".join(f"{share:.0%}" for share in mean / means.max(0))
+        length = spread(LIMIT * (1 - points[:, 1]), 1)
+        rows.append([name, spread(points[:, 0], 3), length, spread(points[:, 2], 3), spread(volumes, 3), shares])
+    print("\n" + aligned(rows))
+    names = [name for name, is_on_front in zip(WEIGHTINGS, pareto_front(means)) if is_on_front]
+    print(f"\nnone of these last points dominates another: {', '.join(names)}")
+
+    for run in runs["conciseness only"]:
+        way = run["points"][:, :2]
+        way = way[pareto_front(way)]
+        steps = ", ".join(f"({accuracy:.3f}, {LIMIT * (1 - p):.1f})" for accuracy, p in way)
+        accuracy, conciseness = np.ptp(way, axis=0)
+        print(
+            f"\nconciseness only passes through {len(way)} points (accuracy, length), none of which dominates another:"
+        )
+        print(f"{steps}\nthey span {accuracy:.3f} in accuracy and {conciseness:.0%} of the limit in length")
+    for run in runs["balanced"]:
+        then = run["points"][: 1 + 2 * (len(run["points"]) - 1) // 3]
+        volumes = [f"{hypervolume(points, [0, 0, 0]):.3f}" for points in (then, run["points"])]
+        print(f"\nhypervolume of balanced after two thirds of the run, and after all of it: {', '.join(volumes)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The same model, problems, rewards, group size, limit, KL term (so both run a ref
 rate of 1e-9 keeps both at the same policy, hence at responses of the same lengths. TRL gets the faster of two
 micro-batch sizes. A step's time is from the end of the one before it to its own; medians.
 """
+
 import argparse
 import statistics
 import sys
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
 import rewards  # noqa: E402
-from hypervolume import aligned  # noqa: E402
+from compare import aligned, read_metrics  # noqa: E402
 
 LIMIT, PROMPTS, GROUP = 96, 16, 8
 
@@ -50,7 +51,7 @@ def reward(name):
     def function(completions, completion_ids, answer, **_):
         texts, lengths = [c[0]["content"] for c in completions], [len(ids) for ids in completion_ids]
         scores = rewards.score([name], texts, answer, lengths, sum(lengths) / len(lengths))
-        return [value for value, in scores]
+        return [value for (value,) in scores]
 
     function.__name__ = name
     return function
@@ -59,39 +60,42 @@ def reward(name):
 def time_trl(steps, micro_batch, folder):
     """Seconds between the ends of steps, and mean lengths."""
     data = datasets.load_dataset(str(ROOT / "tiny/data"), split="train").map(
-        lambda row: {"prompt": [{"role": "user", "content": row["problem"]}]}, remove_columns=["problem"])
+        lambda row: {"prompt": [{"role": "user", "content": row["problem"]}]}, remove_columns=["problem"]
+    )
     names, clock = ["accuracy", "conciseness", "clarity"], Clock()
     config = trl.GRPOConfig(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=PROMPTS * GROUP // micro_batch, num_generations=GROUP, max_completion_length=LIMIT,
-        beta=0.001, learning_rate=1e-9, reward_weights=[1 / 3] * 3, use_cpu=True, bf16=False,
-        gradient_checkpointing=False, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True)
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=PROMPTS * GROUP // micro_batch,
+        num_generations=GROUP,
+        max_completion_length=LIMIT,
+        beta=0.001,
+        learning_rate=1e-9,
+        reward_weights=[1 / 3] * 3,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
     trainer = trl.GRPOTrainer(
-        str(ROOT / "tiny/model"), [reward(name) for name in names], config, train_dataset=data, callbacks=[clock])
+        str(ROOT / "tiny/model"), [reward(name) for name in names], config, train_dataset=data, callbacks=[clock]
+    )
     trainer.train()
     return [b - a for a, b in zip(clock.ends, clock.ends[1:])], clock.lengths
 
 
 def time_ours(steps, folder):
-    """The same of grpo_dynw.py."""
-    ends, lengths, start_log = [], [], grpo_dynw.start_log
-
-    def timed(*args):
-        log = start_log(*args)
-
-        def record(metrics):
-            log(metrics)
-            if metrics["step"]:
-                ends.append(time.perf_counter())
-                lengths.append(metrics["completions/mean_length"])
-
-        return record
-
-    grpo_dynw.start_log = timed
-    sys.argv = ["grpo_dynw.py", "--steps", str(steps), "--learning-rate", "1e-9", "--eval-every", "1000",
-                "--output-dir", str(folder)]
+    """The same of grpo_dynw.py, as it times its phases itself."""
+    sys.argv = ["grpo_dynw.py", "--steps", str(steps), "--learning-rate", "1e-9", "--eval-every", "1000"]
+    sys.argv += ["--output-dir", str(folder)]
     grpo_dynw.main()
-    return [b - a for a, b in zip(ends, ends[1:-1])], lengths  # the last step has an evaluation
+    metrics = read_metrics(folder)[2:]  # the first step does not count
+    times = [sum(line[f"time/{phase}"] for phase in ("rollout", "probe", "update")) for line in metrics]
+    return times, [line["completions/mean_length"] for line in metrics]
 
 
 def main():
@@ -104,8 +108,10 @@ def main():
             "TRL, micro-batches of 32": time_trl(args.steps + 1, 32, Path(scratch) / "32"),
             "grpo_dynw.py": time_ours(args.steps + 2, Path(scratch) / "ours"),
         }
-    print(f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-          f"{torch.get_num_threads()} threads, float32\n")
+    print(
+        f"TRL {trl.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{torch.get_num_threads()} threads, float32\n"
+    )
     rows = [["", "mean length", "seconds a step", "responses a second"]]
     for name, (times, lengths) in runs.items():
         median = statistics.median(times)

@@ -1,4 +1,5 @@
-"""Rollouts, log-probabilities, advantages, losses and weights, each against an independent source."""
+"""Rollouts, log-probabilities, advantages, losses and Gram matrices, each against an independent source."""
+
 import contextlib
 import importlib
 import json
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import random_model
+from conftest import random_model, shared, spy
 from torch import nn
 from transformers import GenerationConfig, Qwen3Config
 from transformers.pytorch_utils import Conv1D
@@ -18,49 +19,74 @@ ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text(
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [4, 5], [30, 31, 32, 33], [3, 4, 5, 6]]
 
 
-def rollouts(script, kind, tokenizer, limit=16, ends=(2, 7, *range(40, 80))):
-    """A random model with several end tokens, its pad among them, and one sampled response to each of PROMPTS."""
+def rollouts(script, kind, tokenizer, G=1, limit=16, ends=(2, 7, *range(40, 80))):
+    """A random model with several end tokens, its pad among them, and G sampled responses to each of PROMPTS."""
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
     torch.manual_seed(1)
-    return model, script.rollout(model, PROMPTS, limit, sample=True, batch_size=4)
+    return model, script.rollout(model, tokenizer, PROMPTS, G, limit, 4 * G)
 
 
-def group(size):
+def group(size, baseline="whiten"):
     """Arguments of an advantage."""
-    return SimpleNamespace(num_generations=size, baseline="whiten")
+    return SimpleNamespace(num_generations=size, baseline=baseline)
 
 
 # Rollouts
 
 
-def test_responses_go_up_to_the_first_of_several_end_tokens(script):
-    rows = [[5, 9, 5, 9, 1], [9, 9, 9, 9, 9], [5, 5, 5, 5, 5], [8, 5, 9, 5, 5], [5, 5, 5, 5, 8]]
-    mask = script.up_to_first_end(torch.tensor(rows), [9, 8])
-    for row, got in zip(rows, mask.tolist()):
-        ends = [i for i, token in enumerate(row) if token in (9, 8)]
-        length = ends[0] + 1 if ends else len(row)
-        assert got == [i < length for i in range(len(row))]
+class Saying:
+    """A model, and its tokenizer, that generates what it is told to, part after part, and decodes it to its ids."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, parts, ends, pad):
+        self.parts = iter(parts)
+        self.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+
+    def generate(self, ids, num_return_sequences, **_):
+        return torch.cat([ids.repeat_interleave(num_return_sequences, 0), torch.tensor(next(self.parts))], 1)
+
+    def batch_decode(self, rows, **_):
+        return [row.tolist() for row in rows]
 
 
+@shared
+@pytest.mark.parametrize("pad", [8, 9, 0])
+def test_responses_go_up_to_the_first_of_several_end_tokens(script, pad):
+    """Two to each of three problems, four responses at a time: the first part is shorter than the second."""
+    parts = [[5, 9, 5], [8, 5, 9], [5, 5, 8], [9, 9, 9]], [[5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
+    model = Saying(parts, [9, 8], pad)
+    batch = script.rollout(model, model, [[1, 2], [3], [4, 5, 6]], 2, 5, 4)
+    expected = [[5, 9], [8], [5, 5, 8], [9], [5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
+    assert batch["texts"] == expected
+    assert batch["lengths"].tolist() == [len(row) for row in expected]
+    assert batch["cut_off"].tolist() == [False, False, False, False, True, False]
+    assert batch["mask"].tolist() == [[i < len(row) for i in range(5)] for row in expected]
+    assert batch["attention"].sum(1).tolist() == [n + len(row) for n, row in zip([2, 2, 1, 1, 3, 3], expected)]
+
+
+@shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_rollout_masks_count_the_end_token_though_it_is_the_pad_token(script, kind, tokenizer):
-    model, batch = rollouts(script, kind, tokenizer)
-    P = max(map(len, PROMPTS))
-    texts, lengths, cut_off = script.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    model, batch = rollouts(script, kind, tokenizer, G=2)
+    P, lengths = max(map(len, PROMPTS)), batch["lengths"].tolist()
     assert len(set(lengths)) > 2  # else this shows little
-    for i, prompt in enumerate(PROMPTS):
+    for i, prompt in enumerate(prompt for prompt in PROMPTS for _ in range(2)):
         assert batch["ids"][i, P - len(prompt) : P].tolist() == prompt
         response = batch["ids"][i, P : P + lengths[i]].tolist()
         ends = [token in model.generation_config.eos_token_id for token in response]
         assert not any(ends[:-1])
-        assert cut_off[i] == (not ends[-1]) and (ends[-1] or lengths[i] == 16)
-        assert batch["response_mask"][i].sum() == lengths[i]
+        assert batch["cut_off"][i] == (not ends[-1]) and (ends[-1] or lengths[i] == 16)
+        assert batch["mask"][i].sum() == lengths[i]
         expected = [0] * (P - len(prompt)) + [1] * (len(prompt) + lengths[i])
-        assert batch["attention_mask"][i].tolist() == expected + [0] * (batch["ids"].shape[1] - len(expected))
-        assert texts[i] == tokenizer.decode(response, skip_special_tokens=True)
+        assert batch["attention"][i].tolist() == expected + [0] * (batch["ids"].shape[1] - len(expected))
+        assert batch["texts"][i] == tokenizer.decode(response, skip_special_tokens=True)
+    responses = [tuple(row) for row in batch["ids"][:, P:].tolist()]
+    assert any(one != other for one, other in zip(responses[::2], responses[1::2]))
 
 
+@shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders):
     """The models' own settings would leave two tokens of 300 (top-k) or make those of the prompt rare (a penalty)."""
@@ -68,8 +94,8 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
     assert settings.top_k == 2
     torch.manual_seed(0)
     prompt = list(range(3, 33))
-    batch = [script.rollout(model, [prompt] * 1000, 1, sample=True, batch_size=1000)["ids"][:, -1] for _ in range(5)]
-    counts = torch.bincount(torch.cat(batch), minlength=len(tokenizer)).double()
+    samples = script.rollout(model, tokenizer, [prompt] * 5, 1000, 1, 1000)["ids"][:, -1]
+    counts = torch.bincount(samples, minlength=len(tokenizer)).double()
     with torch.no_grad():
         expected = 5000 * model(torch.tensor([prompt])).logits[0, -1].double().softmax(0)
     common = expected >= 5
@@ -79,11 +105,12 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
     assert chi2 < degrees + 5 * math.sqrt(2 * degrees)
 
 
+@shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=2, do_sample=True)
-    batch = script.rollout(model, PROMPTS, 5, sample=False, batch_size=4)
+    batch = script.rollout(model, tokenizer, PROMPTS, 1, 5, 4, sample=False)
     for prompt, got in zip(PROMPTS, batch["ids"][:, -5:].tolist()):
         sequence = list(prompt)
         for token in got:
@@ -93,6 +120,7 @@ def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
             sequence.append(token)
 
 
+@shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_log_probabilities_are_those_of_each_sequence_alone(script, kind, tokenizer):
     """Padding, positions and micro-batches change nothing. GPT-2's learned positions show what rotary ones hide."""
@@ -100,39 +128,55 @@ def test_log_probabilities_are_those_of_each_sequence_alone(script, kind, tokeni
     model = model.double()
     whole = script.token_logprobs(model, batch)
     for i, prompt in enumerate(PROMPTS):
-        n = int(batch["response_mask"][i].sum())
+        n = int(batch["lengths"][i])
         response = batch["ids"][i, max(map(len, PROMPTS)) :][:n]
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log(torch.softmax(logits, -1))[torch.arange(n), response]
         torch.testing.assert_close(whole[i, :n].double(), expected, rtol=0, atol=1e-5)
     for size in (1, 4, 6):
-        for micro in script.micro_batches(batch, torch.tensor([5, 1, 2, 0]), size):
-            part, mask = script.token_logprobs(model, micro), micro["response_mask"]
-            reference = whole[micro["rows"]][:, : mask.shape[1]]
-            torch.testing.assert_close(part[mask], reference[mask], rtol=0, atol=1e-5)
+        for rows in torch.tensor([5, 1, 2, 0, 3]).split(size):
+            micro = script.micro_batch(batch, rows)
+            part, mask = script.token_logprobs(model, micro), micro["mask"]
+            torch.testing.assert_close(part[mask], whole[rows][:, : mask.shape[1]][mask], rtol=0, atol=1e-5)
 
 
-def test_micro_batches_hold_every_row_once_and_no_padding_that_all_share(script, tokenizer):
+@shared
+@pytest.mark.parametrize("rows", [[5, 1, 2, 0], [3], [1, 4], [0, 1, 2, 3, 4, 5]])
+def test_a_micro_batch_holds_its_rows_and_no_padding_that_all_share(script, tokenizer, rows):
     _, batch = rollouts(script, "qwen3", tokenizer)
-    rows = torch.tensor([5, 1, 2, 0])
-    micros = script.micro_batches(batch, rows, 3)
-    assert sorted(torch.cat([m["rows"] for m in micros]).tolist()) == [0, 1, 2, 5]
-    assert [len(m["rows"]) for m in micros] == [3, 1]
-    for micro in micros:
-        assert micro["attention_mask"][:, 0].any() and micro["response_mask"][:, -1].any()
-        assert micro["response_mask"].sum() == batch["response_mask"][micro["rows"]].sum()
-        assert micro["attention_mask"].sum() == batch["attention_mask"][micro["rows"]].sum()
+    micro = script.micro_batch(batch, torch.tensor(rows))
+    assert micro["attention"][:, 0].any() and micro["mask"][:, -1].any()
+    R = micro["mask"].shape[1]
+    for i, row in enumerate(rows):
+        length, end = int(batch["lengths"][row]), max(map(len, PROMPTS)) + int(batch["lengths"][row])
+        expected = batch["ids"][row, end - length - len(PROMPTS[row]) : end].tolist()
+        assert micro["ids"][i][micro["attention"][i].bool()].tolist() == expected
+        assert micro["mask"][i].tolist() == [place < length for place in range(R)]
+        assert micro["ids"][i, -R:][micro["mask"][i]].tolist() == expected[-length:]
 
 
+@shared
 def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own(script):
     problems = list(range(7))
     flat = [p for step in range(1, 15) for p in script.problems_of_step(problems, step, 3, seed=1)]
     epochs = [flat[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == problems for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 3
-    assert list(script.problems_of_step(problems, 5, 3, seed=1)) == flat[12:15]
-    assert list(script.problems_of_step(problems, 1, 7, seed=2)) != epochs[0]
+    assert script.problems_of_step(problems, 5, 3, seed=1) == flat[12:15]
+    assert script.problems_of_step(problems, 2, 21, seed=1) == flat[21:42]
+    assert script.problems_of_step(problems, 1, 7, seed=2) != epochs[0]
+
+
+@shared
+def test_a_step_draws_the_order_of_an_epoch_once(script, monkeypatch):
+    """Of 100,000 problems, an order for each of the 64 of a step would take seconds."""
+    drawn = spy(monkeypatch, torch, "randperm")
+    problems = range(100_000)
+    for step, epochs in {1: 1, 2: 1, 1562: 1, 1563: 2, 1564: 1}.items():  # the 1563rd reaches into the second epoch
+        drawn.clear()
+        chosen = script.problems_of_step(problems, step, 64, seed=1)
+        assert len(chosen) == 64 and len(drawn) == epochs
 
 
 # Advantages, losses
@@ -152,12 +196,23 @@ def test_equal_rewards_give_no_advantage(script):
     assert script.advantage(reward, torch.arange(1, 7), group(6)).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("baseline", ["whiten", "mean", "none"])
+def test_advantages_of_several_objectives_are_those_of_each(script, baseline):
+    random = torch.Generator().manual_seed(0)
+    rewards = torch.rand(3, 12, generator=random, dtype=torch.float64) * torch.tensor([[1.0], [10.0], [0.1]]).double()
+    lengths = torch.randint(1, 20, (12,), generator=random)
+    got = script.advantage(rewards, lengths, group(4, baseline))
+    assert got.shape == (3, 12)
+    for k, row in enumerate(rewards):
+        torch.testing.assert_close(got[k], script.advantage(row, lengths, group(4, baseline)), rtol=1e-12, atol=1e-12)
+
+
 def test_reinforce_with_a_mean_and_without_a_baseline():
     """Lengths 1 and 3: the mean over tokens of rewards 4 and 8 is 7."""
     reward, lengths = torch.tensor([4.0, 8.0]), torch.tensor([1, 3])
     advantage = importlib.import_module("reinforce_dynw").advantage
-    assert advantage(reward, lengths, SimpleNamespace(baseline="mean")).tolist() == [-3, 1]
-    assert advantage(reward, lengths, SimpleNamespace(baseline="none")).tolist() == [4, 8]
+    assert advantage(reward, lengths, group(2, "mean")).tolist() == [-3, 1]
+    assert advantage(reward, lengths, group(2, "none")).tolist() == [4, 8]
 
 
 def test_a_factor_on_the_reward_doubles_the_advantage_of_rloo_only(script):
@@ -187,6 +242,7 @@ def test_the_gradient_of_the_kl_penalty(script):
     torch.testing.assert_close(logprobs.grad, expected.detach())
 
 
+@shared
 @pytest.mark.parametrize("case", ORACLE["policy_loss"])
 def test_policy_loss_of_the_authors(script, case):
     old, new = torch.tensor(case["old_logprob"]), torch.tensor(case["logprob"])
@@ -199,6 +255,7 @@ def test_policy_loss_of_the_authors(script, case):
     assert loss[mask].mean() == pytest.approx(case["loss_clip_off"], abs=2e-6)
 
 
+@shared
 def test_the_gradient_of_the_policy_loss_at_ratio_one_is_minus_the_advantage(script):
     logprobs = torch.tensor([[-1.0, -2.0], [-3.0, -0.1]], requires_grad=True)
     loss, clipped = script.policy_loss(logprobs, logprobs.detach(), torch.tensor([2.0, -0.5]), 0.2, 0.2, 3.0)
@@ -207,19 +264,6 @@ def test_the_gradient_of_the_policy_loss_at_ratio_one_is_minus_the_advantage(scr
 
 
 # Gradient-based weighting
-
-
-def test_influence_and_weights_of_two_gradients_by_hand(script):
-    """g_1 = (3, 4), of norm 5, becomes (.6, .8); g_2 = (.5, 0) stays. I = (.6 * 1.1 + .8 * .8, .5 * 1.1)."""
-    g = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64)
-    influence = script.influence(g @ g.T)
-    assert influence.tolist() == pytest.approx([1.3, 0.55], abs=1e-12)
-    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    a, b = 0.3 * math.exp(0.13), 0.7 * math.exp(0.055)
-    got = script.updated_weights(weights, influence, learning_rate=1e-6, mu=1e-5)
-    assert got.tolist() == pytest.approx([a / (a + b), b / (a + b)], abs=1e-6)
-    got = script.updated_weights(torch.tensor([0.0, 1.0]), influence, learning_rate=1e-6, mu=1e-5)
-    assert got.tolist() == [0.0, 1.0]
 
 
 class OneLayer(nn.Module):
@@ -235,27 +279,28 @@ class OneLayer(nn.Module):
         return type("Output", (), {"logits": logits[:, -logits_to_keep:]})
 
 
+@shared
 def test_gram_matrix_of_a_closed_form(script):
     """
     Prompts of one token, 0 and 1, and responses of one, 2 and 0: g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2 tokens. The
     two differ in x, so their gradients are orthogonal, of squared norm (2/3) / 4.
     """
     model = OneLayer(3)
-    ids = torch.tensor([[0, 2], [1, 0]])
-    micros = [{"rows": torch.tensor([i]), "ids": ids[i : i + 1], "attention_mask": torch.ones(1, 2, dtype=torch.long),
-               "response_mask": torch.ones(1, 1, dtype=torch.bool)} for i in (1, 0)]
-    A = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
-    gram = script.gram_matrix(model, model.layers, micros, A, torch.tensor(2))
+    batch = {"ids": torch.tensor([[0, 2], [1, 0]]), "attention": torch.ones(2, 2, dtype=torch.long)}
+    batch |= {"mask": torch.ones(2, 1, dtype=torch.bool), "lengths": torch.ones(2, dtype=torch.long)}
+    A, micros = torch.tensor([[1.0, -2.0], [3.0, 0.5]]), [torch.tensor([1]), torch.tensor([0])]
+    probed = model.layers, list(model.layers)
+    gram, old = script.gram_matrix(model, probed, batch, micros, A, torch.tensor(2))
     expected = A @ A.T * (2 / 3) / 4
     torch.testing.assert_close(gram, expected.double(), rtol=1e-6, atol=0)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert micros[0]["old_logprobs"].item() == pytest.approx(-math.log(3))
+    assert old.tolist() == [[pytest.approx(-math.log(3))]] * 2 and not old.requires_grad
 
 
 def separate_passes(script, model, layers, batch, A):
     """K forward and backward passes: the gradients of the linear maps' weights in `layers`, as a matrix (K, P)."""
     weights = [m.weight for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
-    mask = batch["response_mask"]
+    mask = batch["mask"]
     gradients = []
     for advantages in A:
         logprobs = script.token_logprobs(model, batch)
@@ -264,6 +309,7 @@ def separate_passes(script, model, layers, batch, A):
     return torch.stack(gradients)
 
 
+@shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("K", [2, 3, 8])
 @pytest.mark.parametrize("size", [2, 6])
@@ -271,27 +317,46 @@ def separate_passes(script, model, layers, batch, A):
 def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, tolerance, tokenizer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))  # the log-probabilities' float32
     model, batch = rollouts(script, kind, tokenizer)
-    layers = script.middle_layers(model, [0.25, 0.75])
     reward = torch.rand(K, len(PROMPTS), generator=torch.Generator().manual_seed(K))
-    lengths = batch["response_mask"].sum(1)
-    A = torch.stack([script.advantage(r, lengths, group(3)) for r in reward]).double()
+    A = script.advantage(reward, batch["lengths"], group(3)).double()
+    layers = (model.model.layers if kind == "qwen3" else model.transformer.h)[1:3]
     expected = separate_passes(script, model.double(), layers, batch, A)
     expected = expected @ expected.T
-    micros = script.micro_batches(batch, torch.arange(len(PROMPTS)), size)
-    gram = script.gram_matrix(model.to(dtype), layers, micros, A.to(dtype), lengths.sum())
+    model = model.to(dtype)
+    micros = torch.tensor([3, 0, 5, 1, 4, 2]).split(size)
+    probed = script.probed_maps(model, 0.25, 0.75)
+    gram, old = script.gram_matrix(model, probed, batch, micros, A.to(dtype), batch["lengths"].sum())
     assert (gram - expected).norm() / expected.norm() <= tolerance
-    for micro in micros:
-        torch.testing.assert_close(micro["old_logprobs"], script.token_logprobs(model, micro))
+    with torch.no_grad():
+        whole = script.token_logprobs(model, batch)
+    torch.testing.assert_close(old[batch["mask"]], whole[batch["mask"]])
+    assert not old.requires_grad and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("count, expected", [(1, [0]), (2, [0]), (3, [0, 1]), (4, [1, 2]), (6, [1, 2, 3]),
-                                             (36, list(range(9, 27)))])
-def test_the_middle_half_of_the_decoder_layers(script, count, expected):
+def model_of(layers):
+    """A model with these decoder layers."""
     model = nn.Module()
-    model.config = Qwen3Config(num_hidden_layers=count)
-    model.layers = nn.ModuleList([nn.Linear(1, 1) for _ in range(count)])
-    layers = list(script.middle_layers(model, [0.25, 0.75]))
+    model.config, model.layers = Qwen3Config(num_hidden_layers=len(layers)), nn.ModuleList(layers)
+    return model
+
+
+@shared
+@pytest.mark.parametrize(
+    "count, expected", [(1, [0]), (2, [0]), (3, [0, 1]), (4, [1, 2]), (6, [1, 2, 3]), (36, list(range(9, 27)))]
+)
+def test_the_middle_half_of_the_decoder_layers_is_probed(script, count, expected):
+    model = model_of([nn.Linear(1, 1, bias=False) for _ in range(count)])
+    layers, linears = script.probed_maps(model, 0.25, 0.75)
     assert [list(model.layers).index(layer) for layer in layers] == expected
+    assert [list(model.layers).index(linear) for linear in linears] == expected
+
+
+@shared
+def test_the_probe_refuses_models_whose_weights_are_mostly_not_in_linear_maps(script, capsys):
+    model = model_of([nn.ModuleList([nn.Linear(4, 4), nn.Embedding(100, 4)])])
+    with pytest.raises(SystemExit):
+        script.probed_maps(model, 0, 1)
+    assert "linear maps" in capsys.readouterr().err
 
 
 # Large vocabularies, other devices
@@ -308,17 +373,17 @@ class FixedLogits(nn.Module):
         return SimpleNamespace(logits=self.logits)
 
 
+@shared
 def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(script, monkeypatch):
     """In bfloat16, as under autocast: a logarithm of a softmax in bfloat16 would be off by a percent."""
     V, R = 151936, 600
-    chunks, function = [], script.chosen_logprobs
-    monkeypatch.setattr(script, "chosen_logprobs", lambda logits, tokens: (
-        chunks.append(logits.numel()), function(logits, tokens))[1])
+    calls = spy(monkeypatch, script, "chosen_logprobs")
     torch.manual_seed(0)
     model = FixedLogits(torch.randn(1, R + 1, V).bfloat16())
     ids = torch.randint(V, (1, R + 3))
-    batch = {"ids": ids, "attention_mask": torch.ones_like(ids), "response_mask": torch.ones(1, R, dtype=torch.bool)}
+    batch = {"ids": ids, "attention": torch.ones_like(ids), "mask": torch.ones(1, R, dtype=torch.bool)}
     logprobs = script.token_logprobs(model, batch)
+    chunks = [logits.numel() for (logits, _), _ in calls]
     assert len(chunks) == 2 and max(chunks) <= 2**26 and sum(chunks) == (R + 1) * V
     for i in (0, 440, 441, R - 1):  # both sides of the chunks' border
         expected = model.logits[0, i].double().log_softmax(0)[ids[0, 3 + i]].item()
@@ -326,7 +391,7 @@ def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(
     logprobs[0, 441].backward()
     gradient = model.logits.grad[0]
     softmax = model.logits[0, 441].detach().double().softmax(0)
-    expected = (nn.functional.one_hot(ids[0, 3 + 441], V) - softmax)
+    expected = nn.functional.one_hot(ids[0, 3 + 441], V) - softmax
     torch.testing.assert_close(gradient[441].double(), expected, rtol=1e-2, atol=1e-9)
     assert not gradient[:441].any() and not gradient[442:].any()
 
@@ -337,22 +402,21 @@ def test_the_loss_the_advantages_and_the_probe_stay_on_their_device(script, toke
     meta = torch.device("meta")
     model = random_model("qwen3", tokenizer).to(meta)
     model.set_attn_implementation("eager")  # the others look into the mask, for a shortcut
-    ids = torch.zeros(6, 20, dtype=torch.long, device=meta)
+    monkeypatch.setattr(script, "micro_batch", lambda batch, rows: {k: x[rows] for k, x in batch.items()})  # no sizes
     mask = torch.ones(6, 12, dtype=torch.bool, device=meta)
-    micros = [{"rows": torch.arange(i, i + 3, device=meta), "ids": ids[:3], "attention_mask": ids[:3],
-               "response_mask": mask[:3]} for i in (0, 3)]
+    batch = {"ids": torch.zeros(6, 20, dtype=torch.long, device=meta), "mask": mask}
+    batch["attention"] = batch["ids"]
+    micros = torch.arange(6, device=meta).split(3)
     lengths, r_vec = mask.sum(1), torch.rand(3, 6, dtype=torch.float64, device=meta)
-    A = torch.stack([script.advantage(r, lengths, group(3)) for r in r_vec]).float()
-    gram = script.gram_matrix(model, script.middle_layers(model, [0.25, 0.75]), micros, A, lengths.sum())
-    I = script.influence(gram)
-    w = script.updated_weights(torch.rand(3, dtype=torch.float64, device=meta), I, 1e-6, 1e-5)
-    logprobs = script.token_logprobs(model, micros[0])
-    loss, is_clipped = script.policy_loss(
-        logprobs, micros[0]["old_logprobs"], A[0][micros[0]["rows"]], 0.2, 0.2, 3.0)
+    A = script.advantage(r_vec, lengths, group(3)).float()
+    probed = script.probed_maps(model, 0.25, 0.75)
+    gram, old = script.gram_matrix(model, probed, batch, micros, A, lengths.sum())
+    logprobs = script.token_logprobs(model, script.micro_batch(batch, micros[0]))
+    loss, is_clipped = script.policy_loss(logprobs, old[micros[0]], A[0][micros[0]], 0.2, 0.2, 3.0)
     if hasattr(script, "kl_penalty"):
         loss = loss + script.kl_penalty(logprobs, logprobs.detach())
     (loss * mask[:3]).sum().backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    assert all(x.device == meta for x in (gram, I, w, loss, is_clipped, *(p.grad for p in model.parameters())))
+    assert all(x.device == meta for x in (gram, old, loss, is_clipped, *(p.grad for p in model.parameters())))
     with pytest.raises(RuntimeError):
         script.policy_loss(logprobs, logprobs.detach(), torch.ones(3), 0.2, 0.2, 3.0).sum()

@@ -1,15 +1,16 @@
 """Model families, each as a tiny random model: one update, with ratio 1, that changes every parameter."""
+
 import importlib
 import json
 
 import pytest
 import torch
 import transformers
-from conftest import SCRIPTS
+from conftest import SCRIPTS, read_lines, spy, weights_of
 from safetensors.torch import load_file
 
-SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-             head_dim=8, max_position_embeddings=128)
+SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4)
+SIZES |= dict(num_key_value_heads=2, head_dim=8, max_position_embeddings=128)
 FAMILIES = {
     "Qwen3": (transformers.Qwen3Config, {**SIZES, "tie_word_embeddings": False}),
     "Qwen2.5": (transformers.Qwen2Config, {k: v for k, v in SIZES.items() if k != "head_dim"}),
@@ -32,8 +33,12 @@ def family(tokenizer, tmp_path_factory):
         if name not in made:
             torch.manual_seed(0)
             kind, sizes = FAMILIES[name]
-            config = kind(vocab_size=len(tokenizer), initializer_range=0.2, bos_token_id=None, **sizes,
-                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+            ends = {
+                "eos_token_id": tokenizer.eos_token_id,
+                "pad_token_id": tokenizer.pad_token_id,
+                "bos_token_id": None,
+            }
+            config = kind(vocab_size=len(tokenizer), initializer_range=0.2, **sizes, **ends)
             made[name] = tmp_path_factory.mktemp("model")
             transformers.AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
             tokenizer.save_pretrained(made[name])
@@ -48,25 +53,24 @@ def family(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_one_update_changes_every_parameter(run_script, monkeypatch, family, name, script):
     script, folder = importlib.import_module(script), family(name)
-    ratios, policy_loss = [], script.policy_loss
-    monkeypatch.setattr(script, "policy_loss", lambda new, old, *rest: (
-        ratios.append((new - old).abs().max().item()), policy_loss(new, old, *rest))[1])
-    metrics, output = run_script(script, "--steps", "1", "--weighting", "gradient", "--weight-decay", "0",
-                                 "--model", folder)
-    assert max(ratios) < 1e-5 and metrics[1]["clip_fraction"] == 0 and metrics[1]["grad_norm"] > 0
-    before, after = load_file(folder / "model.safetensors"), load_file(output / "model/model.safetensors")
+    losses = spy(monkeypatch, script, "policy_loss")
+    flags = ["--steps", "1", "--weighting", "gradient", "--weight-decay", "0", "--model", folder]
+    metrics, output = run_script(script, *flags)
+    assert max((new - old).abs().max() for (new, old, *_), _ in losses) < 1e-5
+    assert metrics[1]["clip_fraction"] == 0 and metrics[1]["grad_norm"] > 0
+    before, after = load_file(folder / "model.safetensors"), weights_of(output)
     assert before.keys() == after.keys()
     # That of keys shifts all scores of a query alike, which a softmax does not see.
     idle = {key for key in before if key.endswith("k_proj.bias")}
     assert [key for key in before if torch.equal(before[key], after[key]) and key not in idle] == []
     assert any(metrics[1][f"influence/{k}"] != 0 for k in ("accuracy", "conciseness", "clarity"))
-    assert json.loads((output / "model/config.json").read_text())["architectures"] == json.loads(
-        (folder / "config.json").read_text())["architectures"]
+    configs = [json.loads((path / "config.json").read_text()) for path in (folder, output / "model")]
+    assert configs[0]["architectures"] == configs[1]["architectures"]
 
 
 def test_without_a_chat_template_prompts_are_plain_text(run_script, family):
     _, output = run_script(importlib.import_module("grpo_dynw"), "--steps", "1", "--model", family("GPT-2"))
-    first = json.loads((output / "completions.jsonl").read_text().splitlines()[0])
+    first = read_lines(output / "completions.jsonl")[0]
     assert first["prompt"].startswith("What is") and first["prompt"].endswith("?\n")
 
 
@@ -74,10 +78,10 @@ def test_without_a_chat_template_prompts_are_plain_text(run_script, family):
 def test_recomputed_activations_change_nothing(run_script, family, name):
     """GPT-2 has dropout, which the models' own way of recomputing would switch on."""
     script, results = importlib.import_module("grpo_dynw"), []
-    for flags in ([], ["--gradient-checkpointing", "True"]):
-        metrics, output = run_script(script, "--weighting", "gradient", "--model", family(name), *flags,
-                                     name=f"run{len(flags)}")
-        results.append((metrics, load_file(output / "model/model.safetensors")))
+    for extra in ([], ["--gradient-checkpointing"]):
+        flags = ["--weighting", "gradient", "--model", family(name), *extra]
+        metrics, output = run_script(script, *flags, name=f"run{len(extra)}")
+        results.append((metrics, weights_of(output)))
     (plain, a), (recomputed, b) = results
     for key in ("loss", "grad_norm", "influence/accuracy", "completions/mean_length"):
         assert recomputed[2][key] == pytest.approx(plain[2][key], rel=1e-5, abs=1e-7)
@@ -86,14 +90,13 @@ def test_recomputed_activations_change_nothing(run_script, family, name):
 
 def test_activations_are_recomputed(run_script, family, monkeypatch):
     """Each decoder layer runs once more for each micro-batch of the update and of the probe."""
-    script, calls = importlib.import_module("grpo_dynw"), []
-    forward = transformers.models.qwen3.modeling_qwen3.Qwen3MLP.forward
-    monkeypatch.setattr(transformers.models.qwen3.modeling_qwen3.Qwen3MLP, "forward", lambda self, x: (
-        calls.append(torch.is_grad_enabled()), forward(self, x))[1])
+    script, MLP, calls = importlib.import_module("grpo_dynw"), transformers.models.qwen3.modeling_qwen3.Qwen3MLP, []
+    forward = MLP.forward
+    monkeypatch.setattr(MLP, "forward", lambda self, x: (calls.append(x.requires_grad), forward(self, x))[1])
     counts = []
-    for flags in ([], ["--gradient-checkpointing", "True"]):
+    for extra in ([], ["--gradient-checkpointing"]):
         calls.clear()
-        run_script(script, "--steps", "1", "--micro-batch-size", "16", "--model", family("Qwen3"), *flags,
-                   name=f"run{len(flags)}")
+        flags = ["--steps", "1", "--micro-batch-size", "16", "--model", family("Qwen3"), *extra]
+        run_script(script, *flags, name=f"run{len(extra)}")
         counts.append(sum(calls))
     assert counts == [4, 8]

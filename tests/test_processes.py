@@ -1,16 +1,16 @@
 """Several processes, with gloo on the CPU: they do together what one does alone."""
-import json
+
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, without_times
+from conftest import ROOT, SMALL, all_files, run_chains, weights_of, without_times
 from safetensors.torch import load_file
 
-from hypervolume import read_metrics
+from compare import read_metrics
 
-FLAGS = ["--prompts-per-step", "8", "--steps", "3", "--learning-rate", "1e-4"]
+FLAGS = ["--prompts-per-step", "8", "--learning-rate", "1e-4"]
 # (script, flags), each of which is run by 1, 2 and 4 processes
 TOGETHER = {
     "fixed": ("grpo_dynw", ["--weighting", "fixed", "--updates-per-step", "2"]),
@@ -20,39 +20,35 @@ TOGETHER = {
     "gpt2": ("rloo_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
 }
 MODELS = {"gpt2": "gpt2"}  # all others: qwen3
-RESUMED = {"fixed": "rloo_dynw", "hypervolume": "reinforce_dynw", "gradient": "grpo_dynw"}
-
-
-def run_cases(cases):
-    done = subprocess.run([sys.executable, ROOT / "tests/processes.py"], input=json.dumps(cases), text=True,
-                          capture_output=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+RESUMED = {"hypervolume": "reinforce_dynw", "gradient": "grpo_dynw"}
 
 
 @pytest.fixture(scope="module")
 def runs(folders, tmp_path_factory):
     """Folders of runs by name and number of processes, and of runs that were resumed, all made in one go."""
     base = tmp_path_factory.mktemp("processes")
-    inputs = [*SMALL, *FLAGS, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"])]
-    cases = []
+    inputs = [*SMALL, *FLAGS, "--dataset", folders["data"]]
+    chains = []
     for name, (script, flags) in TOGETHER.items():
         for world in (1, 2, 4):
             # Recomputed activations and other micro-batches change nothing, either.
-            extra = ["--gradient-checkpointing", "True", "--micro-batch-size", "3"] if world == 4 else []
-            output = ["--model", str(folders[MODELS.get(name, "qwen3")]), "--output-dir", str(base / f"{name}-{world}")]
-            cases.append([world, script, True, [*inputs, *flags, *extra, *output]])
+            extra = ["--gradient-checkpointing", "--micro-batch-size", "3"] if world == 4 else []
+            output = ["--model", folders[MODELS.get(name, "qwen3")], "--output-dir", base / f"{name}-{world}"]
+            case = {"processes": world, "script": script, "by_prompt": True}
+            chains.append([{**case, "flags": [*inputs, *flags, *extra, *output]}])
     for weighting, script in RESUMED.items():
-        flags = [*inputs, "--weighting", weighting, "--checkpoint-every", "1"]
-        whole, parts = str(base / f"{weighting}-whole"), str(base / f"{weighting}-parts")
-        cases.append([2, script, False, [*flags, "--output-dir", whole]])
-        cases.append([2, script, False, [*flags, "--output-dir", parts, "--steps", "2"]])
-        cases.append([2, script, False, ["--resume", parts, "--steps", "3"]])
-    run_cases(cases)
+        case, folder = {"processes": 2, "script": script}, base / f"{weighting}-parts"
+        flags = [*inputs, "--model", folders["qwen3"], "--weighting", weighting, "--steps", "3"]
+        flags += ["--checkpoint-every", "1"]
+        chains.append([{**case, "flags": [*flags, "--output-dir", base / f"{weighting}-whole"]}])
+        killed = {**case, "flags": [*flags, "--output-dir", folder], "killed_in": ["policy_loss", 11], "exit_code": -9}
+        chains.append([killed, {**case, "flags": ["--resume", folder]}])
+    run_chains(chains)
     return base
 
 
 def largest_difference(one, other):
-    a, b = (load_file(folder / "model/model.safetensors") for folder in (one, other))
+    a, b = weights_of(one), weights_of(other)
     assert a.keys() == b.keys()
     for name in a:
         if name.endswith("c_attn.bias"):  # GPT-2's for queries, keys and values. A softmax does not see that of keys:
@@ -77,15 +73,15 @@ def test_processes_together_do_what_one_does_alone(runs, name, world):
 
 
 def test_what_is_compared_has_moved(runs, folders):
-    """Three steps of at most 1e-4: differences below 1e-5 are a tenth of a step."""
+    """Two steps of at most 1e-4: differences below 1e-5 are a tenth of a step."""
     for name in TOGETHER:
         before = load_file(folders[MODELS.get(name, "qwen3")] / "model.safetensors")
-        after = load_file(runs / f"{name}-4/model/model.safetensors")
+        after = weights_of(runs / f"{name}-4")
         assert min((before[key] - after[key]).abs().max().item() for key in before) > 5e-5
 
 
 @pytest.mark.parametrize("weighting", RESUMED)
-def test_processes_resume_to_the_bit(runs, weighting):
+def test_processes_that_are_killed_and_resumed_end_as_those_that_are_not(runs, weighting):
     whole, parts = runs / f"{weighting}-whole", runs / f"{weighting}-parts"
     assert without_times(read_metrics(whole)) == without_times(read_metrics(parts))
     assert largest_difference(whole, parts) == 0
@@ -96,30 +92,30 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
     shapes = {name: tensor.shape for name, tensor in load_file(folders["qwen3"] / "model.safetensors").items()}
     assert {name: checkpoint["policy"][name].shape for name in shapes} == shapes
     assert all(checkpoint["optimizer"]["state"][name]["exp_avg"].shape == shapes[name] for name in shapes)
-    assert len(checkpoint["state"]["rng"]) == 2 and not torch.equal(*checkpoint["state"]["rng"])
+    assert len(checkpoint["rng"]) == 2 and not torch.equal(*checkpoint["rng"])
 
 
 def test_torchrun(folders, tmp_path):
     """As in the README, from another folder; and bad input ends all processes."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            str(ROOT / "rloo_dynw.py"), *SMALL, "--model", str(folders["qwen3"]), "--dataset", str(folders["data"]),
-            "--steps", "1"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line += [ROOT / "rloo_dynw.py", *SMALL, "--steps", "1", "--model", folders["qwen3"], "--dataset", folders["data"]]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after step 1") == 1
     [folder] = (tmp_path / "runs").iterdir()
-    assert json.loads((folder / "args.json").read_text())["processes"] == 2
+    assert [line["step"] for line in read_metrics(folder)] == [0, 1]
+    assert {path.name for path in folder.iterdir()} >= {"curves.png", "fronts.png", "model"}
     done = subprocess.run([*line, "--prompts-per-step", "3"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and "number of processes" in done.stderr
+    assert done.returncode != 0 and "error: --prompts-per-step" in done.stderr
+    assert list((tmp_path / "runs").iterdir()) == [folder]
 
 
-def test_a_run_of_two_processes_is_not_resumed_by_one(runs, monkeypatch, capsys):
+def test_a_run_of_two_processes_is_not_resumed_by_one(runs, main, capsys):
     import grpo_dynw
 
     folder = runs / "gradient-whole"
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--resume", str(folder), "--steps", "9"])
+    before = all_files(folder)
     with pytest.raises(SystemExit):
-        grpo_dynw.main()
-    assert "has 2 processes" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        main(grpo_dynw, "--resume", folder, "--steps", "9")
+    assert "2 processes" in capsys.readouterr().err
+    assert before == all_files(folder)

@@ -1,4 +1,5 @@
 """Tests of rewards.py. Expected values are worked out by hand from the rules, or are the paper authors' outputs."""
+
 import json
 import random
 import time
@@ -188,7 +189,10 @@ def test_clarity_takes_two_enumerators_or_two_ordinals(steps, expected):
     assert clarity(steps + r" gives \boxed{7}") == expected
 
 
-@pytest.mark.parametrize("word", "first second third fourth fifth sixth seventh eighth ninth tenth next then".split())
+@pytest.mark.parametrize(
+    "word",
+    ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "next", "then"],
+)
 def test_clarity_knows_the_ordinals(word):
     assert clarity(rf"{word} and {word} \boxed{{7}}") == 1.0
     assert clarity(rf"{word} \boxed{{7}}") == 0.0
@@ -253,30 +257,45 @@ def test_score_names_the_objective_that_returns_no_number(monkeypatch, value):
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
 
 
-@pytest.mark.parametrize("row, content, answer", [
-    ({"problem": "1+1?", "answer": "2", "solution": r"\boxed{3}", "reward_model": "gpt"}, "1+1?", "2"),
-    ({"problem": "1+1?", "answer": 2}, "1+1?", "2"),
-    ({"question": "1+1?", "answer": "One and one.\n#### 2"}, "1+1?", "2"),  # GSM8K
-    ({"prompt": MESSAGES, "solution": r"so $\boxed{3}$, no $\boxed{2}$."}, None, "2"),  # TRL
-    ({"prompt": "1+1?", "solution": "2"}, "1+1?", "2"),
-    ({"problem": "1+1?", "answer": 2}, "1+1?", "2"),
-    ({"problem": "1+1?", "answer": 2.0}, "1+1?", "2"),
-    ({"problem": "1/2+2?", "answer": 2.5}, "1/2+2?", "2.5"),
-    ({"prompt": MESSAGES, "solution": "long", "reward_model": {"ground_truth": "2"}}, None, "2"),  # verl
-])
+@pytest.mark.parametrize(
+    "row, content, answer",
+    [
+        ({"problem": "1+1?", "answer": "2", "solution": r"\boxed{3}", "reward_model": "gpt"}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": 2}, "1+1?", "2"),
+        ({"question": "1+1?", "answer": "One and one.\n#### 2"}, "1+1?", "2"),  # GSM8K
+        ({"prompt": MESSAGES, "solution": r"so $\boxed{3}$, no $\boxed{2}$."}, None, "2"),  # TRL
+        ({"prompt": "1+1?", "solution": "2"}, "1+1?", "2"),
+        ({"prompt": "1+1?", "solution": 2}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": 2.0}, "1+1?", "2"),
+        ({"problem": "1/2+2?", "answer": 2.5}, "1/2+2?", "2.5"),
+        ({"prompt": MESSAGES, "solution": "long", "reward_model": {"ground_truth": "2"}}, None, "2"),  # verl
+    ],
+)
 def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
     messages = MESSAGES if content is None else [{"role": "user", "content": content}]
     assert question_and_answer(row) == (messages, answer)
 
 
-@pytest.mark.parametrize("row", [
-    {}, {"problem": "1+1?"}, {"answer": "2"}, {"problem": None, "answer": "2"}, {"problem": 12, "answer": "2"},
-    {"problem": " ", "answer": "2"}, {"problem": "1+1?", "answer": None}, {"problem": "1+1?", "answer": ["2"]},
-    {"problem": "1+1?", "answer": ""}, {"prompt": [], "answer": "2"}, {"prompt": ["1+1?"], "answer": "2"},
-    {"prompt": [{"role": "user"}], "answer": "2"}, {"prompt": [{"content": "1+1?"}], "answer": "2"},
-    {"prompt": [*MESSAGES, {"role": "assistant", "content": "2"}], "answer": "2"},
-    {"prompt": "1+1?", "reward_model": {"truth": "2"}},
-])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {},
+        {"problem": "1+1?"},
+        {"answer": "2"},
+        {"problem": None, "answer": "2"},
+        {"problem": 12, "answer": "2"},
+        {"problem": " ", "answer": "2"},
+        {"problem": "1+1?", "answer": None},
+        {"problem": "1+1?", "answer": ["2"]},
+        {"problem": "1+1?", "answer": ""},
+        {"prompt": [], "answer": "2"},
+        {"prompt": ["1+1?"], "answer": "2"},
+        {"prompt": [{"role": "user"}], "answer": "2"},
+        {"prompt": [{"content": "1+1?"}], "answer": "2"},
+        {"prompt": [*MESSAGES, {"role": "assistant", "content": "2"}], "answer": "2"},
+        {"prompt": "1+1?", "reward_model": {"truth": "2"}},
+    ],
+)
 def test_rows_without_question_or_answer_are_refused(row):
     with pytest.raises(ValueError, match="^it needs "):
         question_and_answer(row)
@@ -329,14 +348,20 @@ def test_without_validation_it_is_the_first_half_of_test(tmp_path):
     rows_of(5).to_json(tmp_path / "test.jsonl")
     splits = rewards.load_splits(str(tmp_path))
     assert {name: rows["answer"][:] for name, rows in splits.items()} == {
-        "train": [str(2 * i) for i in range(7)], "validation": ["0", "2"], "test": ["4", "6", "8"]}
+        "train": [str(2 * i) for i in range(7)],
+        "validation": ["0", "2"],
+        "test": ["4", "6", "8"],
+    }
 
 
 def test_splits_that_are_there_stay_as_they_are(tmp_path):
     for name, count in (("train", 7), ("validation", 2), ("test", 5)):
         rows_of(count).to_json(tmp_path / f"{name}.jsonl")
     assert {name: len(rows) for name, rows in rewards.load_splits(str(tmp_path)).items()} == {
-        "train": 7, "validation": 2, "test": 5}
+        "train": 7,
+        "validation": 2,
+        "test": 5,
+    }
 
 
 @pytest.mark.parametrize("name", ["math-500", "math-algebra"])
@@ -344,15 +369,21 @@ def test_splits_that_are_there_stay_as_they_are(tmp_path):
 def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
     """From what the Hub has, in its order, come the authors' files: the same problems, prompts and splits."""
     stem, names = {"math-500": "math500", "math-algebra": "mathlighteval"}[name], ("train", "test", "val")
-    theirs = {split: load_dataset("parquet", data_files=str(DATA / f"{stem}-{split}.parquet"), split="train")
-              for split in names}
+    theirs = {
+        split: load_dataset("parquet", data_files=str(DATA / f"{stem}-{split}.parquet"), split="train")
+        for split in names
+    }
     suffix = " Let's think step by step and output the final answer within \\boxed{}."
 
     def as_on_the_hub(row):
         assert row["prompt"][0]["content"].endswith(suffix)
         truth = row["reward_model"]["ground_truth"]
-        return {"problem": row["prompt"][0]["content"].removesuffix(suffix), "answer": truth,
-                "solution": rf"It is $\boxed{{{truth}}}$.", "id": row.get("unique_id", "")}
+        return {
+            "problem": row["prompt"][0]["content"].removesuffix(suffix),
+            "answer": truth,
+            "solution": rf"It is $\boxed{{{truth}}}$.",
+            "id": row.get("unique_id", ""),
+        }
 
     hub = {split: [as_on_the_hub(row) for row in rows] for split, rows in theirs.items()}
     if name == "math-500":
@@ -361,8 +392,11 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
         hub = {"test": [place[i] for i in range(500)]}
         # The first rows of HuggingFaceH4/MATH-500 are these: so the permutation is the one that the authors drew.
         assert [row["id"] for row in hub["test"][:4]] == [
-            "test/precalculus/807.json", "test/intermediate_algebra/1994.json", "test/algebra/2584.json",
-            "test/number_theory/572.json"]
+            "test/precalculus/807.json",
+            "test/intermediate_algebra/1994.json",
+            "test/algebra/2584.json",
+            "test/number_theory/572.json",
+        ]
         wanted = ("HuggingFaceH4/MATH-500",)
     else:
         hub = {"train": hub["train"], "test": hub["val"] + hub["test"]}
@@ -370,16 +404,32 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
             del row["answer"]  # of which this set has none: the truth is the box of its solution
         wanted = ("DigitalLearningGmbH/MATH-lighteval", "algebra")
     asked = []
-    monkeypatch.setattr(datasets, "load_dataset", lambda *args: asked.append(args) or datasets.DatasetDict(
-        {split: datasets.Dataset.from_list(rows) for split, rows in hub.items()}))
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *args: (
+            asked.append(args)
+            or datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in hub.items()})
+        ),
+    )
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     tokenizer.chat_template = None
-    problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6, rewards.PAPER_SUFFIX)
+    problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6)
     assert asked == [wanted]
     for split, rows in theirs.items():
         mine = problems["validation" if split == "val" else split]
         assert [p["prompt"] for p in mine] == [row["prompt"][0]["content"] + "\n" for row in rows]
         assert [p["answer"] for p in mine] == [row["reward_model"]["ground_truth"] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", ["", " Briefly."])
+def test_a_suffix_of_ones_own_takes_the_place_of_the_papers(suffix, monkeypatch):
+    splits = datasets.DatasetDict({"train": rows_of(6), "test": rows_of(6)})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+    tokenizer.chat_template = None
+    problems = rewards.read_problems("math-500", ["train"], tokenizer, 1000, suffix)["train"]
+    assert [p["prompt"] for p in problems] == [f"{i}+{i}?{suffix}\n" for i in range(6)]
 
 
 def test_prompts_get_the_suffix_and_the_template_hears_of_thinking(tmp_path):
@@ -404,9 +454,39 @@ def test_score_refuses_what_does_not_fit():
 # Any text
 
 FRAGMENTS = [
-    *"{}[]()$%^_=/\\-+*.:,;!0127akx \t\r\n\0", "\ud800", "\udfff", "é", "٣", "²", "•", "\u2028", "9" * 5000,
-    r"\boxed", r"\boxed{", r"\boxed ", r"\fbox{", r"\frac", r"\dfrac", r"\sqrt", r"\sqrt{", r"\text", r"\text{ ",
-    r"\left", r"\right", r"^{\circ}", r"\$", r"\%", r"\!", "\\\\", " .", "{.", "k=", "1/2", "Step ", "(ii)", "then",
+    *"{}[]()$%^_=/\\-+*.:,;!0127akx \t\r\n\0",
+    "\ud800",
+    "\udfff",
+    "é",
+    "٣",
+    "²",
+    "•",
+    "\u2028",
+    "9" * 5000,
+    r"\boxed",
+    r"\boxed{",
+    r"\boxed ",
+    r"\fbox{",
+    r"\frac",
+    r"\dfrac",
+    r"\sqrt",
+    r"\sqrt{",
+    r"\text",
+    r"\text{ ",
+    r"\left",
+    r"\right",
+    r"^{\circ}",
+    r"\$",
+    r"\%",
+    r"\!",
+    "\\\\",
+    " .",
+    "{.",
+    "k=",
+    "1/2",
+    "Step ",
+    "(ii)",
+    "then",
 ]
 
 
@@ -432,15 +512,59 @@ def fill(unit, before="", after=""):
 
 ADVERSARIAL = [
     *(fill(unit) for unit in FRAGMENTS),
-    *(fill(unit) for unit in (
-        r"\boxed{x", r"\boxed{}", r"\boxed{ ", r"\boxed{x}", "{}", r"\frac1", r"\frac{", r"\sqrt3", r"\sqrt ", "1.1.",
-        "1. ", "(1", "(1.", "- ", "-\n", "• ", " -", "step", "step ", "step 1", " step\n", "\n1.", "i", "iv ", "ivx)",
-        "mmm.", " i", "1/", "k=k", r"\text{ x}", ".5", "then ", "thenthen", "second", "^", "ab ", "\n\n ",
-    )),
-    *(fill(unit, before) for before in (r"\boxed{", r"\boxed ", "step", "Step ", " ", "k=", "-", "1. x ", "0.")
-      for unit in " \n1ix{}(-"),
-    *(fill(unit, before, after) for before in (r"\boxed{", "1. 2. \\boxed{ ", "\n")
-      for unit in " \n1i{" for after in "}!"),
+    *(
+        fill(unit)
+        for unit in (
+            r"\boxed{x",
+            r"\boxed{}",
+            r"\boxed{ ",
+            r"\boxed{x}",
+            "{}",
+            r"\frac1",
+            r"\frac{",
+            r"\sqrt3",
+            r"\sqrt ",
+            "1.1.",
+            "1. ",
+            "(1",
+            "(1.",
+            "- ",
+            "-\n",
+            "• ",
+            " -",
+            "step",
+            "step ",
+            "step 1",
+            " step\n",
+            "\n1.",
+            "i",
+            "iv ",
+            "ivx)",
+            "mmm.",
+            " i",
+            "1/",
+            "k=k",
+            r"\text{ x}",
+            ".5",
+            "then ",
+            "thenthen",
+            "second",
+            "^",
+            "ab ",
+            "\n\n ",
+        )
+    ),
+    *(
+        fill(unit, before)
+        for before in (r"\boxed{", r"\boxed ", "step", "Step ", " ", "k=", "-", "1. x ", "0.")
+        for unit in " \n1ix{}(-"
+    ),
+    *(
+        fill(unit, before, after)
+        for before in (r"\boxed{", "1. 2. \\boxed{ ", "\n")
+        for unit in " \n1i{"
+        for after in "}!"
+    ),
 ]
 
 
@@ -459,7 +583,10 @@ def test_no_text_takes_long():
         assert len(text) == 10000
         boxed = rf"\boxed{{{text[:-8]}}}"
         slowest = max(
-            seconds(accuracy, text, "7"), seconds(accuracy, boxed, "7"), seconds(accuracy, r"\boxed{7}", text),
-            seconds(clarity, text), seconds(clarity, boxed),
+            seconds(accuracy, text, "7"),
+            seconds(accuracy, boxed, "7"),
+            seconds(accuracy, r"\boxed{7}", text),
+            seconds(clarity, text),
+            seconds(clarity, boxed),
         )
         assert slowest <= 0.010, repr(text[:20])

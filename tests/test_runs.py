@@ -1,34 +1,26 @@
-"""Whole runs of the scripts, on tiny random models: what is trained, written, resumed, refused."""
+"""Whole runs of the scripts, on tiny random models: what is trained, written, refused."""
+
+import copy
 import importlib
 import json
 import math
-import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
-import transformers
-from conftest import ROOT, SCRIPTS, SMALL, copy_scripts, without_times
+from conftest import PARSERS, ROOT, SCRIPTS, SMALL, all_files, read_lines, shared, spy, weights_of, without_times
 from safetensors.torch import load_file, save_file
 
+import compare
 import hypervolume
 import rewards
 
 WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
-
-
-def weights_of(folder):
-    return load_file(folder / "model/model.safetensors")
-
-
-def command(script, folders, output, *flags):
-    """The command line of a small run."""
-    small = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", output]
-    return [sys.executable, str(ROOT / f"{script.__name__}.py"), *map(str, [*small, *flags])]
+SUMMARY = compare.summary  # with the pictures, which the runs of these tests are made without
 
 
 # What a run writes
@@ -36,51 +28,68 @@ def command(script, folders, output, *flags):
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_run_changes_every_parameter_and_writes_what_it_says(run, folders, weighting, model, capsys):
-    metrics, folder = run("--weighting", weighting, "--weight-decay", "0", model=model, pictures=True)
+def test_a_run_changes_every_parameter_and_writes_what_it_says(
+    run, script, folders, weighting, model, monkeypatch, capsys
+):
+    has_pictures = (weighting, model, script.__name__) == ("gradient", "qwen3", "grpo_dynw")
+    if has_pictures:
+        monkeypatch.setattr(compare, "summary", SUMMARY)
+    metrics, folder = run("--weighting", weighting, "--weight-decay", "0", model=model)
     before, after = load_file(folders[model] / "model.safetensors"), weights_of(folder)
     assert before.keys() == after.keys()
-    unchanged = [name for name in before if torch.equal(before[name], after[name])]
-    assert not unchanged
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "args.json", "completions.jsonl", "curves.png", "fronts.png", "metrics.jsonl", "model"]
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+    written = ["args.json", "completions.jsonl", "metrics.jsonl", "model"]
+    written += ["curves.png", "fronts.png"] if has_pictures else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted(written)
     both = folders[model], folder / "model"
     settings = [json.loads((path / "generation_config.json").read_text()) for path in both]
     assert settings[0] == settings[1] and settings[0]["top_k"] == 2
-    assert [line["step"] for line in metrics] == [0, 1, 2]
-    names = rewards.OBJECTIVES
-    every = ["reward", "loss", "grad_norm", "clip_fraction", "meta_reward", "learning_rate", "tokens_per_second",
-             "completions/mean_length", "completions/clipped_ratio", "time/rollout", "time/probe", "time/update",
-             "time/validate", "eval/mean_length", "eval/clipped_ratio", "eval/hypervolume"]
-    every += [key.format(name) for name in names for key in ("rewards/{}/mean", "rewards/{}/frac_zero_std",
-                                                             "weights/{}", "eval/{}")]
-    if weighting == "gradient":
-        every += [f"influence/{name}" for name in names]
-    if weighting == "hypervolume":
-        every += ["delta_hv", "val/mean_length", *(f"val/{name}" for name in names)]
+    # All metrics, and no others
+    names = list(rewards.OBJECTIVES)
+    measured = {"performance/{}", "completions/mean_length", "completions/clipped_ratio"}
+    initial = {"time/validate", "eval/hypervolume", *(f"eval/{key}" for key in measured)}
+    initial |= {f"val/{key}" for key in measured} if weighting == "hypervolume" else set()
+    trained = {"reward", "rewards/{}/mean", "rewards/{}/frac_zero_std", "weights/{}", "r_pareto", "learning_rate"}
+    trained |= {"loss", "clip_fraction", "grad_norm", "completions/mean_length", "completions/clipped_ratio"}
+    trained |= {"time/rollout", "time/probe", "time/update"} | (set() if "rloo" in script.__name__ else {"kl"})
+    trained |= {"fixed": set(), "hypervolume": {"delta_hv"}, "gradient": {"influence/{}"}}[weighting]
+    for step, (line, wanted) in enumerate(zip(metrics, [initial, initial | trained, initial | trained], strict=True)):
+        assert line.keys() == {"step"} | {key.format(name) for key in wanted for name in names}
+        assert line["step"] == step and all(math.isfinite(value) for value in line.values())
     for line in metrics[1:]:
-        assert set(every) <= line.keys()
-        assert all(math.isfinite(value) for value in line.values())
         assert sum(line[f"weights/{name}"] for name in names) == pytest.approx(1, abs=1e-9)
     moved = [metrics[-1][f"weights/{name}"] != 1 / 3 for name in names]
     assert all(moved) if weighting == "gradient" else not any(moved)
     args = json.loads((folder / "args.json").read_text())
-    assert args["weighting"] == weighting and args["versions"]["transformers"] == transformers.__version__
+    assert args["weighting"] == weighting and args["algorithm"] == script.__name__.removesuffix("_dynw")
+    assert args["torch"] == torch.__version__ and args["mu"] == 10 * args["learning_rate"] == 0.01
+    assert args["weights"] == [1 / 3] * 3 and args["steps"] == 2
     out = capsys.readouterr().out
-    assert "initial model" in out and "after step 2" in out
+    assert "initial model" in out and "after step 2" in out and str(folder) in out
 
 
-def test_copies_of_three_files_are_a_working_program(script, folders, tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    copy_scripts(tmp_path / "elsewhere", f"{script.__name__}.py", "hypervolume.py", "rewards.py")
-    line = command(script, folders, tmp_path / "run", "--steps", "1", "--weighting", "gradient")
-    line[1] = f"{script.__name__}.py"
-    done = subprocess.run(line, cwd=tmp_path / "elsewhere", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run/model/model.safetensors").exists()
+def test_copies_of_three_files_are_a_working_program(folders, tmp_path):
+    """Without compare.py there are no pictures, and a line says so."""
+    started = []
+    for name in SCRIPTS:
+        elsewhere = tmp_path / name
+        elsewhere.mkdir()
+        for file in (f"{name}.py", "hypervolume.py", "rewards.py"):
+            shutil.copy(ROOT / file, elsewhere)
+        line = [sys.executable, f"{name}.py", *SMALL, "--steps", "1", "--weighting", "gradient"]
+        line += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", "run"]
+        started.append(subprocess.Popen(line, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for name, process in zip(SCRIPTS, started):
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0 and "Traceback" not in err, err
+        [about_pictures, about_the_rest] = out.splitlines()
+        assert "No pictures" in about_pictures and "compare.py" in about_pictures and "run" in about_the_rest
+        written = {path.name for path in (tmp_path / name / "run").iterdir()}
+        assert written == {"args.json", "completions.jsonl", "metrics.jsonl", "model"}
+        assert len(compare.read_metrics(tmp_path / name / "run")) == 2
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("script, weighting", list(zip(SCRIPTS, WEIGHTINGS)), indirect=["script"])
 def test_two_runs_of_one_seed_agree_bit_for_bit(run, weighting):
     one, folder_one = run("--weighting", weighting, name="one")
     two, folder_two = run("--weighting", weighting, name="two")
@@ -90,22 +99,39 @@ def test_two_runs_of_one_seed_agree_bit_for_bit(run, weighting):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, folders):
+@shared
+def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, folders, tokenizer):
     metrics, folder = run("--steps", "1")
-    samples = [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
-    problems = [json.loads(line) for line in (folders["data"] / "test.jsonl").read_text().splitlines()]
+    samples, problems = read_lines(folder / "completions.jsonl"), read_lines(folders["data"] / "test.jsonl")
+    keys = {"prompt", "response", "answer", "length", "cut_off", "performance"}
+    assert all(s.keys() == keys and s["performance"].keys() == rewards.OBJECTIVES.keys() for s in samples)
     assert [s["answer"] for s in samples] == [p["answer"] for p in problems]
+    assert all(p["problem"] in s["prompt"] for s, p in zip(samples, problems))
+    last = {key.removeprefix("eval/"): value for key, value in metrics[-1].items()}
     for name in ("accuracy", "clarity"):
-        scores = rewards.score([name], [s["response"] for s in samples], [p["answer"] for p in problems], [0] * 6, 0)
-        assert metrics[-1][f"eval/{name}"] == pytest.approx(sum(map(sum, scores)) / 6)
+        scores = [rewards.score([name], [s["response"]], [s["answer"]], [0], 0)[0][0] for s in samples]
+        assert [s["performance"][name] for s in samples] == scores
+        assert last[f"performance/{name}"] == pytest.approx(sum(scores) / 6)
     length = sum(s["length"] for s in samples) / 6
-    assert metrics[-1]["eval/mean_length"] == pytest.approx(length)
-    assert metrics[-1]["eval/conciseness"] == pytest.approx(1 - length / 12)
-    points = [[line[f"eval/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
+    assert last["completions/mean_length"] == pytest.approx(length)
+    assert last["performance/conciseness"] == pytest.approx(1 - length / 12)
+    assert [s["performance"]["conciseness"] for s in samples] == pytest.approx([1 - s["length"] / 12 for s in samples])
+    assert last["completions/clipped_ratio"] == sum(s["cut_off"] for s in samples) / 6
+    assert all(s["length"] == 12 for s in samples if s["cut_off"])
+    points = [[line[f"eval/performance/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
     for i, line in enumerate(metrics):
         assert line["eval/hypervolume"] == hypervolume.hypervolume(points[: i + 1], [0, 0, 0])
 
 
+@shared
+def test_steps_that_are_evaluated(run):
+    metrics, _ = run("--steps", "5", "--eval-every", "2")
+    assert [line["step"] for line in metrics if "eval/hypervolume" in line] == [0, 2, 4, 5]
+    metrics, folder = run("--steps", "0", name="none")
+    assert [line["step"] for line in metrics] == [0] and "loss" not in metrics[0] and (folder / "model").exists()
+
+
+@shared
 def test_own_objectives_by_name(run):
     @rewards.objective
     def evenness(response, **_):
@@ -116,15 +142,88 @@ def test_own_objectives_by_name(run):
     assert "rewards/evenness/mean" in metrics[1] and "rewards/clarity/mean" not in metrics[1]
 
 
+@shared
+def test_an_objective_of_any_name_overwrites_nothing(run, folders):
+    """Each is as much as it says, and nothing that an evaluation notes beside it. Points go by the right objective."""
+    names = ["length", "prompt", "response", "answer", "cut_off", "mean_length", "hypervolume", "clipped_ratio"]
+    values = {name: i / 16 for i, name in enumerate(names, 1)}
+    for name, value in values.items():
+        rewards.OBJECTIVES[name] = lambda value=value, **_: value
+    weights = [1 / len(names)] * len(names)
+    metrics, folder = run("--steps", "1", "--weighting", "hypervolume", "--objectives", *names, "--weights", *weights)
+    problems = read_lines(folders["data"] / "test.jsonl")
+    for sample, problem in zip(read_lines(folder / "completions.jsonl"), problems, strict=True):
+        assert problem["problem"] in sample["prompt"] and sample["answer"] == problem["answer"]
+        assert isinstance(sample["response"], str) and type(sample["length"]) is int and type(sample["cut_off"]) is bool
+        assert sample["performance"] == values
+    for line in metrics:
+        for prefix in ("eval", "val"):
+            assert 1 <= line[f"{prefix}/completions/mean_length"] <= 12
+            assert {name: line[f"{prefix}/performance/{name}"] for name in names} == values
+        assert line["eval/hypervolume"] == pytest.approx(math.prod(values.values()))
+    assert {name: metrics[1][f"rewards/{name}/mean"] for name in names} == values
+    read = compare.read_run(folder)
+    assert read["objectives"] == names and read["points"].tolist() == [list(values.values())] * 2
+
+
+@shared
+def test_metrics_are_json_though_one_is_not_a_number(run, script, monkeypatch):
+    """As is the gradient, whose update is skipped, and the influence of an objective, which leaves the weights."""
+    function, probe = script.policy_loss, script.gram_matrix
+    monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
+    monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.inf, probe(*args)[1]))
+    _, folder = run("--weighting", "gradient")
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        assert {key for key, value in line.items() if value is None} == {
+            "loss", "grad_norm", *(f"influence/{name}" for name in rewards.OBJECTIVES),
+        }  # fmt: skip
+    assert None not in lines[0].values()
+
+
+@shared
+def test_of_two_runs_into_one_folder_the_second_is_refused(run, script, monkeypatch, capsys):
+    """Before it loads a model; or after that, if the other makes its folder meanwhile."""
+    _, first = run("--steps", "1")
+    before, loaded = all_files(first), spy(monkeypatch, script, "load_model")
+    with pytest.raises(SystemExit) as stop:
+        run("--steps", "1", "--seed", "2")
+    assert stop.value.code == 2 and str(first) in capsys.readouterr().err and all_files(first) == before and not loaded
+    load, other = script.load_model, first.with_name("other")
+    monkeypatch.setattr(script, "load_model", lambda *args: (other.mkdir(exist_ok=True), load(*args))[1])
+    with pytest.raises(SystemExit) as stop:
+        run("--steps", "1", name="other")
+    assert stop.value.code == 2 and list(other.iterdir()) == []
+
+
+@shared
+def test_runs_that_start_at_once_have_folders_of_their_own(run, folders, main, script, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "strftime", lambda pattern: time.strftime(pattern, (2026, 1, 2, 3, 4, 5, 0, 1, 0)))
+    for pid in (123, 124):
+        monkeypatch.setattr(script.os, "getpid", lambda pid=pid: pid)
+        main(script, *SMALL, "--steps", "0", "--model", folders["qwen3"], "--dataset", folders["data"])
+    names = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert len(names) == 2 and all(name.startswith("grpo-fixed-20260102-030405") for name in names)
+
+
 # All scripts
+
+
+def without_kl(script):
+    """The flag that leaves the KL term out, where there is one."""
+    return ["--kl-coefficient", "0"] if hasattr(script, "kl_penalty") else []
 
 
 def in_turn(run_script, *flags):
     """The metrics and final weights of a run of each script, in turn."""
     for name in SCRIPTS:
         script = importlib.import_module(name)
-        kl = ["--kl-coefficient", "0"] if hasattr(script.Args, "kl_coefficient") else []
-        yield run_script(script, *flags, *kl, name=name)
+        yield run_script(script, *flags, *without_kl(script), name=name)
 
 
 def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_script, sgd, monkeypatch):
@@ -140,7 +239,7 @@ def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_s
 
 def test_one_seed_gives_all_scripts_the_same_first_rollouts(run_script):
     runs = [metrics[1] for metrics, _ in in_turn(run_script, "--steps", "1", "--learning-rate", "1e-9")]
-    for name in ("rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length", "eval/accuracy"):
+    for name in ("rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length", "eval/hypervolume"):
         assert len({line[name] for line in runs}) == 1
     assert len({line["grad_norm"] for line in runs}) == len(SCRIPTS)
 
@@ -148,19 +247,7 @@ def test_one_seed_gives_all_scripts_the_same_first_rollouts(run_script):
 # Rewards and advantages in the loop
 
 
-def spy(monkeypatch, module, name):
-    """Records the arguments and results of calls to module.name."""
-    calls, function = [], getattr(module, name)
-
-    def wrapped(*args, **kwargs):
-        result = function(*args, **kwargs)
-        calls.append((args, result))
-        return result
-
-    monkeypatch.setattr(module, name, wrapped)
-    return calls
-
-
+@shared
 def test_conciseness_compares_with_the_mean_over_all_training_rollouts_so_far(run, monkeypatch):
     calls = spy(monkeypatch, rewards, "score")
     run("--steps", "3", "--eval-every", "3")
@@ -176,15 +263,50 @@ def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, sc
     Advantages of GRPO and RLOO have mean 0 over the responses of a group, but not over their tokens: the loss is small,
     not 0. Those of REINFORCE++ have mean 0 over the tokens.
     """
-    calls = spy(monkeypatch, script, "policy_loss")
-    metrics, _ = run("--steps", "1", "--micro-batch-size", "16")
-    (logprobs, old, A, *_), (_, clipped) = calls[0]
+    losses, batches = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, script, "micro_batch")
+    metrics, _ = run("--steps", "1", "--micro-batch-size", "16", *without_kl(script))
+    [((logprobs, old, A, *_), (_, clipped))] = losses
     assert torch.equal(logprobs, old) and not clipped.any()
-    rows = spy(monkeypatch, script, "micro_batches")
-    metrics, _ = run("--steps", "1", "--micro-batch-size", "16", name="again")
-    lengths = rows[0][1][0]["response_mask"].sum(1)
+    lengths = batches[0][1]["mask"].sum(1)
     assert metrics[1]["loss"] == pytest.approx(-(A * lengths).sum().item() / lengths.sum().item(), abs=1e-6)
     assert (abs(metrics[1]["loss"]) > 1e-4) == (script.__name__ != "reinforce_dynw")
+
+
+@shared
+@pytest.mark.parametrize("weighting", ["fixed", "gradient"])
+def test_an_update_takes_its_share_of_the_problems_alike_lengths_together(run, script, monkeypatch, weighting):
+    losses, batches = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, script, "micro_batch")
+    flags = ["--updates-per-step", "2", "--micro-batch-size", "3", "--weighting", weighting]
+    metrics, _ = run("--steps", "1", "--learning-rate", "0.01", *flags, *without_kl(script))
+    assert len(losses) == 6 and len(batches) == 12  # the first six before the updates
+    for part in (batches[:6], batches[6:]):
+        for half, expected in ((part[:3], range(8)), (part[3:], range(8, 16))):
+            rows = [args[1].tolist() for args, _ in half]
+            assert [len(some) for some in rows] == [3, 3, 2]
+            assert sorted(sum(rows, [])) == list(expected)
+            lengths = half[0][0][0]["lengths"][sum(rows, [])].tolist()
+            assert lengths == sorted(lengths)
+    # What is logged is the mean of both updates, each of which is a mean over tokens
+    masks = [batch["mask"] for _, batch in batches[6:]]
+    for i, name in enumerate(["loss", "clip_fraction"]):
+        sums = [(result[i] * mask).sum().item() for (_, result), mask in zip(losses, masks)]
+        tokens = [mask.sum().item() for mask in masks]
+        expected = (sum(sums[:3]) / sum(tokens[:3]) + sum(sums[3:]) / sum(tokens[3:])) / 2
+        assert metrics[1][name] == pytest.approx(expected, abs=1e-6) and expected != 0
+
+
+@shared
+def test_micro_batches_add_up_their_gradients_and_updates_do_not(run, script, monkeypatch):
+    loaded, loss, clean = spy(monkeypatch, script, "load_model"), script.policy_loss, []
+
+    def look(*args):
+        gradients = [p.grad for p in loaded[0][1][0].parameters()]
+        clean.append(all(g is None or not g.any() for g in gradients))
+        return loss(*args)
+
+    monkeypatch.setattr(script, "policy_loss", look)
+    run("--steps", "2", "--updates-per-step", "2", "--micro-batch-size", "3", "--weighting", "gradient")
+    assert clean == [True, False, False] * 4
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -202,26 +324,30 @@ def test_micro_batches_do_not_change_the_gradient(run, sgd, updates):
             assert results[size][0][name] == pytest.approx(results[16][0][name], rel=1e-3, abs=1e-6)
 
 
+@shared
 @pytest.mark.parametrize("weighting", ["fixed", "gradient"])
 def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch, weighting):
     calls = spy(monkeypatch, script, "policy_loss")
-    run("--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01",
-        "--weighting", weighting)
+    flags = ["--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01"]
+    run(*flags, "--weighting", weighting)
     first, second = [(args[0] - args[1]).abs().max() for args, _ in calls]
     assert first < 1e-5 < 1e-2 < second
 
 
-def test_every_group_holds_the_responses_to_one_problem_and_its_answer(run, folders, monkeypatch, script):
+@shared
+def test_every_group_holds_the_responses_to_one_problem_and_its_answer(run, folders, monkeypatch, script, tokenizer):
     scored, rolled = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "rollout")
     run("--steps", "1")
-    answers = {p["problem"]: p["answer"] for split in ("train", "test") for p in map(
-        json.loads, (folders["data"] / f"{split}.jsonl").read_text().splitlines())}
-    [prompts] = [args[1] for args, _ in rolled if len(args[1]) == 16]
-    [given] = [args[2] for args, _ in scored if len(args[2]) == 16]
-    tokenizer = script.AutoTokenizer.from_pretrained(folders["qwen3"])
-    asked = [next(q for q in answers if q in tokenizer.decode(prompt)) for prompt in prompts]
-    assert [answers[question] for question in asked] == given
-    assert all(len(set(asked[i : i + 4])) == 1 for i in range(0, 16, 4)) and len(set(asked)) == 4
+    problems = read_lines(folders["data"] / "train.jsonl")
+    [(args, batch)] = [call for call in rolled if len(call[1]["texts"]) == 16]
+    [(_, responses, answers, lengths, _)] = [args for args, _ in scored if len(args[1]) == 16]
+    assert args[3] == 4 and len(args[2]) == 4
+    asked = [next(p for p in problems if p["problem"] in tokenizer.decode(prompt)) for prompt in args[2]]
+    assert len({p["problem"] for p in asked}) == 4
+    assert answers == [p["answer"] for p in asked for _ in range(4)]
+    prompts = [ids[at.bool()].tolist() for ids, at in zip(batch["ids"], batch["attention"])]
+    assert all(row[: len(args[2][i // 4])] == args[2][i // 4] for i, row in enumerate(prompts))
+    assert responses == batch["texts"] and lengths == batch["lengths"].tolist()
 
 
 def test_rewards_become_advantages_by_name_and_weight(run, script, monkeypatch):
@@ -229,19 +355,19 @@ def test_rewards_become_advantages_by_name_and_weight(run, script, monkeypatch):
     advantages = spy(monkeypatch, script, "advantage")
     metrics, _ = run("--steps", "1", "--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
     [r_vec] = [torch.tensor(rows, dtype=torch.float64).T for args, rows in scored if len(args[1]) == 16]
-    lengths = advantages[0][0][1]
-    for k, name in enumerate(["accuracy", "conciseness", "clarity"]):
+    names = ["accuracy", "conciseness", "clarity"]
+    (each, together), args = advantages, advantages[0][0][2]
+    lengths = each[0][1]
+    for k, name in enumerate(names):
         assert metrics[1][f"rewards/{name}/mean"] == pytest.approx(r_vec[k].mean().item())
         equal = [len(set(r_vec[k, i : i + 4].tolist())) == 1 for i in range(0, 16, 4)]
         assert metrics[1][f"rewards/{name}/frac_zero_std"] == sum(equal) / 4
-        expected = script.advantage(r_vec[k], lengths, advantages[0][0][2]).float()
-        torch.testing.assert_close(probed[0][0][3][k], expected)
-    influence = script.influence(probed[0][1]).tolist()
-    w = torch.tensor([metrics[1][f"weights/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
-    assert [metrics[1][f"influence/{name}"] for name in rewards.OBJECTIVES] == influence
-    assert w.tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.05)
+        expected = script.advantage(r_vec[k], lengths, args).float()
+        torch.testing.assert_close(probed[0][0][4][k], expected)
+    w = torch.tensor([metrics[1][f"weights/{name}"] for name in names], dtype=torch.float64)
+    assert w.tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.05) and w.tolist() != [0.7, 0.2, 0.1]
     assert metrics[1]["reward"] == pytest.approx((w @ r_vec).mean().item())
-    torch.testing.assert_close(advantages[3][0][0], w @ r_vec)
+    torch.testing.assert_close(together[0][0], w @ r_vec)
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
@@ -254,6 +380,7 @@ def test_the_kl_term_is_that_from_the_initial_model_and_part_of_the_loss(run, sg
     assert max((a[name] - b[name]).abs().max().item() for name in a) > 1e-5
 
 
+@shared
 def test_flags_reach_what_they_set(run, script, monkeypatch):
     losses, optimisers = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, torch.optim, "AdamW")
     made = []
@@ -263,15 +390,18 @@ def test_flags_reach_what_they_set(run, script, monkeypatch):
     assert made == [{"lr": 1e-3, "weight_decay": 0.5}] and not optimisers
 
 
+@shared
 def test_an_influence_that_is_not_finite_leaves_the_weights(run, script, monkeypatch):
-    monkeypatch.setattr(script, "influence", lambda gram: torch.full((3,), math.nan, dtype=torch.float64))
-    metrics, _ = run("--steps", "1", "--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
-    assert [metrics[1][f"weights/{name}"] for name in rewards.OBJECTIVES] == [0.7, 0.2, 0.1]
+    probe = script.gram_matrix
+    monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.nan, probe(*args)[1]))
+    metrics, _ = run("--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
+    for line in metrics[1:]:
+        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx([0.7, 0.2, 0.1], abs=1e-12)
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
+@shared
 def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
     """What CUDA does, on the CPU."""
     autocast = torch.autocast
@@ -281,36 +411,33 @@ def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
     assert metrics[1]["clip_fraction"] == 0 and metrics[1]["grad_norm"] > 0
 
 
-def test_the_probe_refuses_models_whose_weights_are_mostly_not_in_linear_maps(script, capsys):
-    layers = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.Embedding(100, 4)])
-    with pytest.raises(SystemExit):
-        script.linear_maps(layers)
-    assert "linear maps" in capsys.readouterr().err
-    assert len(script.linear_maps(layers[:1])) == 1
+@shared
+def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "summary", compare.before_and_after)
+    main(script, "--steps", "6", "--weighting", "gradient", "--output-dir", tmp_path / "run")
+    first, last = [line for line in compare.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
+    assert last["eval/performance/accuracy"] > first["eval/performance/accuracy"] + 0.1
+    assert last["eval/completions/mean_length"] < 0.9 * first["eval/completions/mean_length"]
+    assert last["eval/performance/clarity"] > first["eval/performance/clarity"] + 0.3
 
 
-@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
-def test_ten_steps_on_the_embedded_task_improve_it(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--steps", "10", "--weighting", "gradient", "--output-dir",
-                                      str(tmp_path / "run")])
-    script.main()
-    first, last = [line for line in hypervolume.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
-    assert last["eval/accuracy"] > first["eval/accuracy"] + 0.1
-    assert last["eval/mean_length"] < 0.9 * first["eval/mean_length"]
-    assert last["eval/clarity"] > first["eval/clarity"] + 0.3
+# Weightings
 
 
-def hypervolume_run(run, monkeypatch, script, name, factor, *flags):
-    monkeypatch.setattr(script, "meta_reward", lambda delta_hv: factor)
+def hypervolume_run(run, monkeypatch, script, name, gain, *flags):
+    """The weights after two steps, of which the first gains `gain` in hypervolume: Eq. (1) scales the second."""
+    monkeypatch.setattr(script, "contribution", lambda *_: gain)
     metrics, folder = run("--weighting", "hypervolume", *flags, name=name)
-    assert [line.get("meta_reward") for line in metrics] == [None, 1.0, factor]
+    assert [line.get("delta_hv") for line in metrics] == [None, gain, gain]
+    expected = 0.5 + 1.5 * (math.exp(2 * gain) - 1) / (math.exp(2 * gain) + 1)
+    assert [line.get("r_pareto") for line in metrics] == [None, 1.0, pytest.approx(expected, abs=1e-12)]
     return weights_of(folder)
 
 
 def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(run, sgd, script, monkeypatch):
     """GRPO and REINFORCE++ divide by a standard deviation, which takes a factor on the reward out again."""
-    flags = ["--max-grad-norm", "1e9"] + (["--kl-coefficient", "0"] if hasattr(script.Args, "kl_coefficient") else [])
-    one = hypervolume_run(run, monkeypatch, script, "one", 1.0, *flags)
+    flags = ["--max-grad-norm", "1e9", *without_kl(script)]
+    one = hypervolume_run(run, monkeypatch, script, "one", math.atanh(1 / 3), *flags)  # a factor of 1
     moves = {}
     for where in ("advantage", "reward"):
         two = hypervolume_run(run, monkeypatch, script, where, 2.0, *flags, "--meta-reward-on", where)
@@ -322,28 +449,56 @@ def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(ru
         assert moves["reward"] < 1e-4
 
 
+@shared
 def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(run, script, monkeypatch):
     """The second point is better than the first, the third no better than the second, the fourth better in a part."""
-    points, evaluate = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]], script.evaluate
-    validated = iter(points)
-    monkeypatch.setattr(script, "evaluate", lambda *args, prefix, **kwargs: (
-        ({}, next(validated), []) if prefix == "val/" else evaluate(*args, prefix=prefix, **kwargs)))
+    points = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]]
+    validated, evaluate = iter(points), script.evaluate
+    monkeypatch.setattr(
+        script, "evaluate", lambda *args: ({}, next(validated), []) if args[-1] == "val" else evaluate(*args)
+    )
     metrics, _ = run("--weighting", "hypervolume", "--steps", "4", "--eval-every", "4")
     assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
     for i, line in enumerate(metrics[1:], 1):
         gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(points[:i], [0] * 3)
         assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
         expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(metrics[i - 1]["delta_hv"])
-        assert line["meta_reward"] == pytest.approx(expected, abs=1e-12)
+        assert line["r_pareto"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_hypervolume_above_the_initial_model(run, monkeypatch, script):
-    seen = spy(monkeypatch, script, "ParetoBuffer")
-    metrics, _ = run("--weighting", "hypervolume", "--hv-reference", "initial")
-    (reference,), _ = seen[0]
-    assert reference == [metrics[0][f"val/{name}"] for name in rewards.OBJECTIVES]
+@shared
+@pytest.mark.parametrize("reference", ["worst", "initial"])
+def test_a_validated_point_is_compared_with_all_before_it(run, monkeypatch, script, reference):
+    asked, evaluated = spy(monkeypatch, script, "contribution"), spy(monkeypatch, script, "evaluate")
+    run("--weighting", "hypervolume", "--steps", "3", "--hv-reference", reference)
+    points = [result[1] for args, result in evaluated if args[-1] == "val"]
+    assert len(points) == 4
+    corner = points[0] if reference == "initial" else [0, 0, 0]
+    assert [args for args, _ in asked] == [(points[i], points[:i], corner) for i in (1, 2, 3)]
 
 
+@shared
+def test_influence_and_weights_of_two_gradients_by_hand(run, script, monkeypatch):
+    """
+    g_1 = (3, 4), of norm 5, becomes (.6, .8); g_2 = (.5, 0) stays. I = (.6 * 1.1 + .8 * .8, .5 * 1.1). Each step, w_k
+    grows by exp(0.1 I_k) in proportion; a weight of 0 stays one.
+    """
+    g, probe = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64), script.gram_matrix
+    monkeypatch.setattr(script, "gram_matrix", lambda *args: (g @ g.T, probe(*args)[1]))
+    flags = ["--weighting", "gradient", "--objectives", "accuracy", "clarity"]
+    flags += ["--learning-rate", "1e-6", "--mu", "1e-5"]
+    metrics, _ = run(*flags, "--weights", "0.3", "0.7")
+    for step in (1, 2):
+        influence = [metrics[step][f"influence/{name}"] for name in ("accuracy", "clarity")]
+        assert influence == pytest.approx([1.3, 0.55], abs=1e-12)
+        a, b = 0.3 * math.exp(0.13 * step), 0.7 * math.exp(0.055 * step)
+        weights = [metrics[step][f"weights/{name}"] for name in ("accuracy", "clarity")]
+        assert weights == pytest.approx([a / (a + b), b / (a + b)], abs=1e-9)
+    metrics, _ = run(*flags, "--weights", "0", "1", name="bound")
+    assert [[line["weights/accuracy"], line["weights/clarity"]] for line in metrics[1:]] == [[0.0, 1.0]] * 2
+
+
+@shared
 def test_weights_follow_the_influence(run):
     metrics, _ = run("--weighting", "gradient", "--steps", "3", "--mu", "1e-4", "--learning-rate", "1e-3")
     w = torch.full((3,), 1 / 3, dtype=torch.float64)
@@ -355,6 +510,7 @@ def test_weights_follow_the_influence(run):
     assert (w - 1 / 3).abs().max() > 1e-3
 
 
+@shared
 def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     schedule, expected = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=5, power=1.03), []
@@ -363,8 +519,9 @@ def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
         optimiser.step()
         schedule.step()
     used, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: (
-        used.append(self.param_groups[0]["lr"]), step(self, *args)))
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, *args: (used.append(self.param_groups[0]["lr"]), step(self, *args))
+    )
     flags = ["--steps", "5", "--eval-every", "5", "--weighting", "gradient", "--mu", "1e-4"]
     metrics, _ = run(*flags, "--lr-schedule", "polynomial")
     assert used == pytest.approx(expected, rel=1e-9)
@@ -376,124 +533,22 @@ def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
         assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
 
 
-def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch, capsys):
+@shared
+def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch):
     function = script.policy_loss
     monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
-    _, folder = run("--weighting", "gradient")
-    assert "not finite" in "".join(capsys.readouterr())
+    metrics, folder = run("--weighting", "gradient")
+    assert [line["grad_norm"] for line in metrics[1:]] == [None, None]
     before, after = load_file(folders["qwen3"] / "model.safetensors"), weights_of(folder)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-# Checkpoints
-
-
-@pytest.mark.parametrize(
-    "script, weighting", list(zip(SCRIPTS, ["gradient", "hypervolume", "fixed"])), indirect=["script"])
-def test_a_run_that_is_killed_and_resumed_ends_as_one_that_is_not(script, folders, tmp_path, weighting):
-    flags = ["--weighting", weighting, "--checkpoint-every", "2", "--steps", "7", "--updates-per-step", "2"]
-    subprocess.run(command(script, folders, tmp_path / "whole", *flags), check=True, capture_output=True)
-    folder = tmp_path / "killed"
-    process = subprocess.Popen(
-        command(script, folders, folder, *flags[:-4], "--steps", "1000", *flags[-2:]), stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while not (folder / "checkpoint.pt").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] < 7
-    line = [sys.executable, str(ROOT / f"{script.__name__}.py"), "--resume", str(folder), "--steps", "7"]
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    one, two = weights_of(tmp_path / "whole"), weights_of(folder)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    metrics = [hypervolume.read_metrics(path) for path in (tmp_path / "whole", folder)]
-    assert without_times(metrics[0]) == without_times(metrics[1])
-    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
-
-
-@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
-def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
-    process = subprocess.Popen(
-        command(script, folders, tmp_path / "run", "--steps", "10000"), stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    deadline = time.time() + 60
-    while not (tmp_path / "run/metrics.jsonl").exists() and time.time() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("Interrupted: --resume goes on")
-
-
-def test_resume_refuses_other_settings_and_runs_without_a_checkpoint(run, script, monkeypatch, capsys):
-    _, with_one = run("--steps", "1", "--checkpoint-every", "1")
-    _, without = run("--steps", "1", name="without")
-    _, falling = run("--steps", "1", "--checkpoint-every", "1", "--lr-schedule", "polynomial", name="falling")
-    other = dataset(with_one.parent / "other", train=GOOD, validation=GOOD, test=GOOD)
-    cases = [(with_one, ["--seed", "5"], "seed was 1"), (with_one, ["--output-dir", "x"], "output_dir was"),
-             (with_one, ["--dataset", str(other)], "began with"), (falling, ["--steps", "2"], "steps was 1"),
-             (without, [], "no checkpoint.pt")]
-    for folder, flags, message in cases:
-        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--resume", str(folder), *flags])
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        with pytest.raises(SystemExit) as stop:
-            script.main()
-        assert stop.value.code == 2 and message in capsys.readouterr().err
-        assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def damage_script(folder):
-    args = json.loads((folder / "args.json").read_text())
-    (folder / "args.json").write_text(json.dumps({**args, "script": "other_dynw.py"}))
-
-
-DAMAGE = {
-    "another script's": (damage_script, "is a run of other_dynw.py"),
-    "no args": (lambda folder: (folder / "args.json").unlink(), "not that of a run"),
-    "args of another kind": (lambda folder: (folder / "args.json").write_text("[1]"), "not that of a run"),
-    "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), "not a checkpoint"),
-    "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), "not a checkpoint"),
-    "no metrics": (lambda folder: (folder / "metrics.jsonl").unlink(), "lacks a step"),
-    "broken metrics": (lambda folder: (folder / "metrics.jsonl").write_text("nonsense\n"), "line 1"),
-    "metrics without steps": (lambda folder: (folder / "metrics.jsonl").write_text("{}\n{}\n{}\n"), "lacks a step"),
-    "fewer steps than made": (lambda folder: None, "already made 2"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-@pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
-def test_resume_refuses_a_damaged_run_and_leaves_it_as_it_is(run, script, monkeypatch, capsys, name):
-    damage, message = DAMAGE[name]
-    _, folder = run("--checkpoint-every", "1")
-    damage(folder)
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    flags = ["--steps", "1" if name.startswith("fewer") else "3"]
-    monkeypatch.setattr(sys, "argv", ["grpo_dynw.py", "--resume", str(folder), *flags])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        script.main()
-    err = capsys.readouterr().err
-    assert stop.value.code == 2 and message in err and len(err.splitlines()) == 1
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_a_run_with_relative_paths_is_resumed_from_another_folder(run, folders, script, monkeypatch, tmp_path):
-    monkeypatch.chdir(folders["data"].parent)
-    _, folder = run("--checkpoint-every", "1", "--model", "qwen3", "--dataset", "data")
-    monkeypatch.chdir(tmp_path)
-    flags = ["--steps", "3", "--micro-batch-size", "2", "--gradient-checkpointing"]  # less memory, the same results
-    monkeypatch.setattr(sys, "argv", ["script", "--resume", "run", *flags])
-    script.main()
-    assert [line["step"] for line in hypervolume.read_metrics(folder)] == [0, 1, 2, 3]
-
-
+@shared
 def test_rollouts_in_parts_are_as_good(run):
     """Greedy ones are the same, whatever is generated at once."""
     for size in ("1", "4", "100"):
         metrics, folder = run("--steps", "1", "--rollout-batch-size", size, "--learning-rate", "1e-9", name=size)
-        assert metrics[0]["eval/mean_length"] == metrics[1]["eval/mean_length"]
+        assert metrics[0]["eval/completions/mean_length"] == metrics[1]["eval/completions/mean_length"]
         assert metrics[1]["clip_fraction"] == 0 and metrics[1]["completions/mean_length"] > 2
     texts = [(folder.with_name(size) / "completions.jsonl").read_text() for size in ("1", "4", "100")]
     assert texts[0] == texts[1] == texts[2]
@@ -503,8 +558,7 @@ def test_equal_rewards_of_a_group_move_nothing(run, script, monkeypatch):
     """Sums such as 0.1 + 0.2 + 0.7 are rounded, and a difference over a spread of 0 would be an advantage."""
     for name, value in {"accuracy": 0.1, "conciseness": 0.2, "clarity": 0.7}.items():
         rewards.OBJECTIVES[name] = lambda value=value, **_: value
-    kl = ["--kl-coefficient", "0"] if hasattr(script.Args, "kl_coefficient") else []
-    metrics, _ = run("--num-generations", "7", "--steps", "1", *kl)
+    metrics, _ = run("--num-generations", "7", "--steps", "1", *without_kl(script))
     assert metrics[1]["grad_norm"] < 1e-6
 
 
@@ -521,6 +575,7 @@ def dataset(folder, **splits):
 GOOD = [{"problem": "What is 1+1?", "answer": "2"}] * 4
 BAD = {
     "unknown flag": ["--no-such-flag", "1"],
+    "part of a flag": ["--step", "1"],
     "unknown choice": ["--weighting", "magic"],
     "not a number": ["--steps", "many"],
     "unknown objective": ["--objectives", "accuracy", "beauty"],
@@ -529,20 +584,21 @@ BAD = {
     "negative weight": ["--weights", "1.5", "-0.5", "0"],
     "weights that do not sum to 1": ["--weights", "0.3", "0.3", "0.3"],
     "too few weights": ["--weights", "0.5", "0.5"],
-    "weights that are not numbers": ["--weights", "nan", "0.5", "0.5"],
+    "weights that are not numbers": ["--weights", "0.5", "nan", "0.5"],
     "one rollout a prompt": ["--num-generations", "1"],
-    "no step": ["--steps", "0"],
-    "no rollout batch": ["--rollout-batch-size", "0"],
-    "unknown schedule": ["--lr-schedule", "cosine"],
     "no mu": ["--mu", "0"],
+    "no problems": ["--prompts-per-step", "0"],
+    "no tokens": ["--max-new-tokens", "0"],
+    "no micro-batches": ["--micro-batch-size", "0"],
+    "negative steps": ["--steps", "-1"],
     "negative clip": ["--clip-low", "-1"],
     "no coefficient": ["--clip-high", "nan"],
     "infinite learning rate": ["--learning-rate", "inf"],
     "a seed too large": ["--seed", "9999999999999999999"],
-    "a device that is none": ["--device", "meta"],
     "a dual clip that takes gradients at ratio 1": ["--clip-dual", "1"],
     "more tokens than positions": ["--max-new-tokens", "100"],
     "a model that lacks weights": ["--model", "{partial}"],
+    "a model that never ends": ["--model", "{endless}"],
     "a name too long": ["--output-dir", "a" * 300],
     "a row without an answer": ["--dataset", "{unanswered}"],
     "probe layers out of order": ["--probe-layers", "0.75", "0.25"],
@@ -562,53 +618,70 @@ BAD = {
     "no prompt within the limit": ["--max-prompt-tokens", "3"],
     "a run folder that exists": ["--output-dir", "{empty}"],
     "nothing to resume": ["--resume", "{empty}"],
-    "a broken checkpoint": ["--resume", "{damaged}"],
     "a folder that cannot be": ["--output-dir", "{columns}/train.jsonl/run"],
     "a package that is not there": ["--report-to", "wandb"],
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(
-    run, folders, tmp_path, monkeypatch, capfd, script, name
-):
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
+@pytest.fixture(scope="module")
+def inputs(folders, tmp_path_factory):
+    """Paths of what cannot be used, by name."""
+    base = tmp_path_factory.mktemp("bad")
     paths = {
-        "empty": inputs / "empty",
-        "columns": dataset(inputs / "columns", train=[{"question": "1+1?"}] * 4, test=[{"question": "1+1?"}]),
-        "split": dataset(inputs / "split", train=GOOD),
-        "nothing": dataset(inputs / "nothing", train=GOOD, test=[]),
-        "unvalidated": dataset(inputs / "unvalidated", train=GOOD, test=GOOD[:1]),
-        "unanswered": dataset(inputs / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD),
-        "broken": dataset(inputs / "broken", train=GOOD, test=GOOD),
+        "columns": dataset(base / "columns", train=[{"question": "1+1?"}] * 4, test=[{"question": "1+1?"}]),
+        "split": dataset(base / "split", train=GOOD),
+        "nothing": dataset(base / "nothing", train=GOOD, test=[]),
+        "unvalidated": dataset(base / "unvalidated", train=GOOD, test=GOOD[:1]),
+        "unanswered": dataset(base / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD),
+        "broken": dataset(base / "broken", train=GOOD, test=GOOD),
+        **{name: base / name for name in ("empty", "partial", "endless")},
     }
+    (paths["broken"] / "train.jsonl").write_text('{"problem": ')
     paths["empty"].mkdir()
-    (inputs / "empty.txt").write_text("Hello")
-    paths["partial"] = inputs / "partial"
+    (base / "empty.txt").write_text("Hello")
     shutil.copytree(folders["qwen3"], paths["partial"])
     weights = load_file(paths["partial"] / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
     save_file(weights, paths["partial"] / "model.safetensors", {"format": "pt"})
-    paths["damaged"] = inputs / "damaged"
-    paths["damaged"].mkdir()
-    for name_of_file in ("args.json", "checkpoint.pt"):
-        (paths["damaged"] / name_of_file).write_text("{")
-    (paths["broken"] / "train.jsonl").write_text('{"problem": ')
+    shutil.copytree(folders["qwen3"], paths["endless"])
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((paths["endless"] / name).read_text())
+        (paths["endless"] / name).write_text(json.dumps({**settings, "eos_token_id": None, "eos_token": None}))
+    return paths
+
+
+def refused(run, script, tmp_path, monkeypatch, capfd, *flags):
+    """The one line in which a run with these flags is refused, with exit code 2 and nothing written."""
     monkeypatch.chdir(tmp_path)
-    if name == "a package that is not there":
-        monkeypatch.setattr(script.importlib.util, "find_spec", lambda package: None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
-        run(*[flag.format(**paths) for flag in BAD[name]])
-    captured = capfd.readouterr()
-    assert stop.value.code == 2
-    lines = captured.err.splitlines()
-    assert lines[-1].startswith(f"{script.__name__}.py: error: ")
-    assert len(lines) == 1 or name == "a model that lacks weights"  # of which transformers reports itself, too
-    assert sorted(tmp_path.rglob("*")) == before
+        run(*flags)
+    err = capfd.readouterr().err
+    assert stop.value.code == 2 and sorted(tmp_path.rglob("*")) == before
+    assert err.startswith(f"{script.__name__}.py: error: ") and err.count("\n") == 1
+    return err
 
 
+@pytest.mark.parametrize("name", BAD)
+@shared
+def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(
+    run, inputs, tmp_path, monkeypatch, capfd, script, name
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not there
+    before = all_files(inputs["empty"].parent)
+    err = refused(run, script, tmp_path, monkeypatch, capfd, *[flag.format(**inputs) for flag in BAD[name]])
+    for part in BAD[name]:
+        assert part[:4] != "--no" or part in err
+    assert all_files(inputs["empty"].parent) == before and list(inputs["empty"].iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--baseline", "magic"], ["--kl-coefficient", "-1"]])
+@pytest.mark.parametrize("script", ["reinforce_dynw"], indirect=True)
+def test_bad_input_of_an_algorithms_own(run, tmp_path, monkeypatch, capfd, script, flags):
+    assert flags[0] in refused(run, script, tmp_path, monkeypatch, capfd, *flags)
+
+
+@shared
 def test_prompts_over_the_limit_are_left_out_and_counted(run, tokenizer, tmp_path, capsys):
     long = [{"problem": "What is " + "+".join(["1"] * 30) + "?", "answer": "30"}]
     data = dataset(tmp_path / "data", train=GOOD + long, test=GOOD)
@@ -616,11 +689,24 @@ def test_prompts_over_the_limit_are_left_out_and_counted(run, tokenizer, tmp_pat
     assert "train: left out 1 of 5 prompts" in capsys.readouterr().out
 
 
-def test_help_names_every_flag(script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["script", "--help"])
+def test_help_shows_every_flag_and_every_default_once(script, main, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(script, "PARSER", copy.deepcopy(PARSERS[script.__name__]))
+    monkeypatch.setattr(sys, "argv", ["script"])
+    defaults = vars(script.parse_args())
     with pytest.raises(SystemExit) as stop:
-        script.main()
-    out = capsys.readouterr().out
+        main(script, "--help")
     assert stop.value.code == 0
-    for field in script.dataclasses.fields(script.Args):
-        assert "--" + field.name.replace("_", "-") in out
+    out = capsys.readouterr().out
+    entries = {}  # by flag, its text
+    for line in re.sub(r"\n {10,}", " ", out).splitlines():
+        if found := re.match(r"  --([a-z-]+)(.*)", line):
+            assert found[1] not in entries
+            entries[found[1]] = found[2]
+    assert entries.keys() == {name.replace("_", "-") for name in defaults} and len(entries) > 30
+    for name, default in defaults.items():
+        text = entries[name.replace("_", "-")]
+        if default is None or default is False:
+            assert text.count("default") <= 1
+        else:
+            assert text.count("default") == 1 and text.endswith(f"(default: {default})")

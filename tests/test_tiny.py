@@ -1,12 +1,12 @@
 """The embedded model and data: what tiny/README.md says of them."""
-import json
+
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_lines
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -14,8 +14,7 @@ import grpo_dynw
 import rewards
 
 TINY = ROOT / "tiny"
-SPLITS = {split: [json.loads(line) for line in (TINY / f"data/{split}.jsonl").read_text().splitlines()]
-          for split in ("train", "validation", "test")}
+SPLITS = {split: read_lines(TINY / f"data/{split}.jsonl") for split in ("train", "validation", "test")}
 
 
 def test_the_data_are_right_and_the_splits_disjoint():
@@ -42,8 +41,8 @@ def test_it_starts_able_wordy_and_often_unfinished(sample):
     problems = rewards.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
     assert len(problems) == 200
     torch.manual_seed(1)
-    batch = grpo_dynw.rollout(model, [p["prompt_ids"] for p in problems], 96, sample, batch_size=800)
-    texts, lengths, cut_off = grpo_dynw.read_responses(batch, tokenizer, model.generation_config.eos_token_id)
+    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems], 1, 96, 800, sample)
+    texts, lengths, cut_off = batch["texts"], batch["lengths"].tolist(), batch["cut_off"].tolist()
     scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in problems], lengths, 0)
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
     assert 0.3 <= accuracy <= 0.65
@@ -53,8 +52,8 @@ def test_it_starts_able_wordy_and_often_unfinished(sample):
 
 
 def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
-    command = [sys.executable, TINY / "make_tiny.py", "--output", tmp_path, "--skill-updates", "1",
-               "--manner-updates", "1"]
+    command = [sys.executable, TINY / "make_tiny.py", "--output", tmp_path]
+    command += ["--skill-updates", "1", "--manner-updates", "1"]
     subprocess.run(command, check=True, capture_output=True)
     for split in SPLITS:
         assert (tmp_path / f"data/{split}.jsonl").read_bytes() == (TINY / f"data/{split}.jsonl").read_bytes()

@@ -1,0 +1,214 @@
+"""Runs that are killed, or finished, and resumed: they end as if they had never stopped."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, SMALL, all_files, read_lines, run_chains, shared, weights_of, without_times
+
+WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
+# Where a run with a checkpoint before steps 3 and 5 is killed, and the step of the last whole one: as it writes the
+# second, in the evaluation after that, and in the update of step 4. All have written the metrics of steps 0 to 3.
+KILLED_IN = {"fixed": ["os.replace", 2, ".tmp"], "hypervolume": ["evaluate", 8], "gradient": ["policy_loss", 7]}
+SAVED = {"fixed": 2, "hypervolume": 4, "gradient": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+    """The folder of runs SCRIPT-WEIGHTING-KIND: whole, killed (and resumed), finished (and resumed), all in one go."""
+    base, chains = tmp_path_factory.mktemp("resumed"), []
+    for script in SCRIPTS:
+        for weighting in WEIGHTINGS:
+            case = {"processes": 1, "script": script}
+            run = f"{base}/{script}-{weighting}"
+            whole, killed, finished = f"{run}-whole", f"{run}-killed", f"{run}-finished"
+            flags = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--weighting", weighting]
+            flags += ["--steps", "5", "--eval-every", "2", "--checkpoint-every", "2"]
+            flags += ["--prompts-per-step", "2", "--updates-per-step", "2"]
+            chains.append([{**case, "flags": [*flags, "--output-dir", whole]}])
+            first = {**case, "killed_in": KILLED_IN[weighting], "exit_code": -signal.SIGKILL}
+            copy = {**case, "copy": [killed, f"{killed}-copy"], "flags": ["--resume", killed]}
+            chains.append([{**first, "flags": [*flags, "--output-dir", killed]}, copy])
+            first = {**case, "flags": [*flags, "--output-dir", finished, "--steps", "3", "--checkpoint-every", "3"]}
+            more = ["--resume", finished, "--steps", "5", "--checkpoint-every", "2"]
+            chains.append([first, {**case, "copy": [finished, f"{finished}-copy"], "flags": more}])
+    run_chains(chains)
+    return base
+
+
+def assert_same(one, other):
+    """Two values out of a checkpoint are the same to the bit, but for times."""
+    if isinstance(one, dict):
+        keys = [key for key in one if not str(key).startswith("time/")]
+        assert keys == [key for key in other if not str(key).startswith("time/")]
+        for key in keys:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    else:
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("kind", ["killed", "finished"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_resumed_run_ends_as_one_that_never_stopped(runs, script, weighting, kind):
+    whole, resumed, before = (runs / f"{script}-{weighting}-{name}" for name in ("whole", kind, f"{kind}-copy"))
+    lines = [without_times(read_lines(folder / "metrics.jsonl")) for folder in (whole, resumed, before)]
+    assert [line["step"] for line in lines[0]] == [0, 1, 2, 3, 4, 5]
+    assert lines[0] == lines[1]
+    one, two = weights_of(whole), weights_of(resumed)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert (whole / "completions.jsonl").read_text() == (resumed / "completions.jsonl").read_text()
+    saved = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed, before)]
+    for checkpoint in saved:
+        del checkpoint["args"]
+    assert saved[0]["step"] == 4
+    assert_same(saved[0], saved[1])
+    assert not list(resumed.glob("*.tmp"))
+    # What it was resumed from: of a run that is finished, the last step was evaluated, as that of a longer one is not
+    assert saved[2]["step"] == (SAVED[weighting] if kind == "killed" else 3)
+    assert (before / "model").exists() == (kind == "finished")
+    assert lines[2] == lines[0][:4] if kind == "killed" else lines[2][:3] == lines[0][:3]
+    assert ["eval/hypervolume" in line for line in lines[2]] == [True, False, True, kind == "finished"]
+
+
+@shared
+def test_two_objectives_and_other_settings_than_by_default_are_resumed(run, main, script):
+    flags = ["--objectives", "clarity", "accuracy", "--weights", "0.75", "0.25", "--weighting", "gradient"]
+    flags += ["--prompt-suffix", " Why?", "--seed", "3", "--mu", "0.02", "--lr-schedule", "polynomial"]
+    _, folder = run(*flags, "--steps", "3", "--checkpoint-every", "2")
+    lines, before = read_lines(folder / "metrics.jsonl"), weights_of(folder)
+    main(script, "--resume", folder)
+    after = weights_of(folder)
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert without_times(read_lines(folder / "metrics.jsonl")) == without_times(lines)
+
+
+@shared
+def test_only_what_changes_no_result_may_be_given_anew(run, main, script, folders, monkeypatch, tmp_path):
+    """Of the rest, even what it was: a value is easily mistaken for a change. Relative paths are seen from here."""
+    monkeypatch.chdir(folders["data"].parent)
+    _, folder = run("--checkpoint-every", "1", "--model", "qwen3", "--dataset", "data")
+    before = all_files(folder)
+    for flags in (["--seed", "5"], ["--output-dir", "x"], ["--weighting=fixed"], ["--enable-thinking"]):
+        with pytest.raises(SystemExit) as stop:
+            main(script, "--resume", folder, *flags)
+        assert stop.value.code == 2 and all_files(folder) == before
+    monkeypatch.chdir(tmp_path)
+    flags = ["--steps", "4", "--micro-batch-size", "2", "--eval-every", "2", "--checkpoint-every", "3"]
+    paths = ["--model", folders["qwen3"], f"--dataset={folders['data']}"]
+    main(script, "--resume", folder.name, *flags, *paths)
+    lines = read_lines(folder / "metrics.jsonl")
+    assert ["eval/hypervolume" in line for line in lines] == [True, True, True, False, True]
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
+
+
+REFUSED = {
+    "no checkpoint": (lambda folder: (folder / "checkpoint.pt").unlink(), []),
+    "no folder": (lambda folder: folder.rename(folder.with_name("other")), []),
+    "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), []),
+    "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
+    "another model": (lambda folder: None, ["--model", "{gpt2}"]),
+    "another algorithm": (lambda folder: change(folder, algorithm="rloo"), []),
+    "other processes": (lambda folder: change(folder, processes=2), []),
+    "fewer steps than made": (lambda folder: None, ["--steps", "1"]),
+    "more steps of a falling learning rate": (
+        lambda folder: change(folder, args={**load(folder)["args"], "lr_schedule": "polynomial"}),
+        ["--steps", "3"],
+    ),
+}
+
+
+def load(folder):
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def change(folder, **values):
+    torch.save({**load(folder), **values}, folder / "checkpoint.pt")
+
+
+@shared
+def test_what_cannot_be_resumed_is_refused_in_one_line_and_left_as_it_is(run, main, script, folders, capfd, subtests):
+    _, made = run("--checkpoint-every", "1", "--steps", "2")
+    for name, (damage, flags) in REFUSED.items():
+        with subtests.test(name):
+            folder = made.with_name(name.replace(" ", "-"))
+            for path, content in all_files(made).items():
+                (folder / path.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path.relative_to(made)).write_bytes(content)
+            damage(folder)
+            before = all_files(folder)
+            capfd.readouterr()
+            with pytest.raises(SystemExit) as stop:
+                main(script, "--resume", folder, *[flag.format(**folders) for flag in flags])
+            err = capfd.readouterr().err
+            assert stop.value.code == 2 and err.startswith("grpo_dynw.py: error: ") and err.count("\n") == 1
+            assert all_files(folder) == before
+
+
+# Where else metrics go
+
+
+class Events(dict):
+    """In place of TensorBoard: what it shows of a folder, which is what all its writers have written."""
+
+    def SummaryWriter(self, folder, purge_step=None):  # noqa: N802
+        shown = self.setdefault(Path(folder), {})
+        for name in shown:
+            shown[name] = [(step, value) for step, value in shown[name] if step < (purge_step or 0)]
+
+        def add_scalar(name, value, step):
+            shown.setdefault(name, []).append((step, value))
+
+        return SimpleNamespace(add_scalar=add_scalar, close=lambda: None, flush=lambda: None)
+
+
+@shared
+def test_tensorboard_shows_every_step_once_after_a_resume(run, main, script, monkeypatch):
+    events = Events()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", events)
+    _, folder = run("--report-to", "tensorboard", "--steps", "3", "--checkpoint-every", "2")
+    assert events.keys() == {folder}
+    main(script, "--resume", folder, "--steps", "4")
+    lines = read_lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3, 4]
+    for name in {name for line in lines for name in line} - {"step"}:
+        assert events[folder][name] == [(line["step"], line[name]) for line in lines if name in line]
+
+
+@shared
+def test_tensorboard_itself_shows_every_step_once_after_a_resume(run, main, script):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    _, folder = run("--report-to", "tensorboard", "--steps", "3", "--checkpoint-every", "2")
+    main(script, "--resume", folder, "--steps", "4")
+    events = accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("eval/hypervolume")] == [0, 1, 2, 3, 4]
+
+
+@shared
+def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
+    inputs = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", tmp_path / "run"]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "grpo_dynw.py", *inputs, "--steps", "10000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.time() + 60
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("Interrupted: --resume goes on")
