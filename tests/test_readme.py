@@ -1,5 +1,6 @@
 """What the README quotes is there."""
 
+import copy
 import importlib
 import re
 import subprocess
@@ -7,10 +8,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS
+from conftest import PARSERS, ROOT, SCRIPTS
 from test_sync import flags_in
-
-import grpo_dynw
 
 README = (ROOT / "README.md").read_text()
 
@@ -36,25 +35,27 @@ def test_files_and_pictures_that_are_linked_exist():
     assert len(links) > 6 and [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_commands_for_the_papers_settings_are_accepted(tmp_path, monkeypatch):
-    """As bash expands them, by the script's own check of arguments, with 8 processes."""
-    block = README.split("## The paper's settings")[1].split("```sh\n")[1].split("```")[0]
-    done = subprocess.run(
-        ["bash", "-euc", 'torchrun() { echo "$@"; }\n' + block], capture_output=True, text=True, check=True
-    )
+def test_the_papers_runs_are_accepted(tmp_path, monkeypatch):
+    """As benchmarks/paper.sh prints them, by the script's own check of arguments, with 8 processes."""
+    done = subprocess.run(["bash", ROOT / "benchmarks/paper.sh"], capture_output=True, text=True, check=True)
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 15
+    assert len(lines) == 15 and len({line[0] for line in lines}) == 15
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    for standalone, flag, processes, script, *flags in lines:
-        assert (standalone, flag, processes) == ("--standalone", "--nproc-per-node", "8")
-        monkeypatch.setattr(sys, "argv", [script, *flags])
-        args = importlib.import_module(script.removesuffix(".py")).parse_args()
+    for _, torchrun, standalone, flag, processes, name, *flags in lines:
+        assert (torchrun, standalone, flag, processes) == ("torchrun", "--standalone", "--nproc-per-node", "8")
+        script = importlib.import_module(name.removesuffix(".py"))
+        parser = copy.deepcopy(PARSERS[script.__name__])
+        monkeypatch.setattr(script, "PARSER", parser)
+        monkeypatch.setattr(script, "fail", parser.error)
+        monkeypatch.setattr(script, "WORLD", 8)
+        monkeypatch.setattr(sys, "argv", [name, *flags])
+        args = script.parse_args()
+        assert script.settle(args) is None
         assert args.gradient_checkpointing and args.learning_rate == 1e-6 and args.weights == [0.334, 0.333, 0.333]
-        assert args.prompt_suffix.startswith(" Let's think step by step")
-        layers = torch.nn.ModuleList(torch.nn.Identity() for _ in range(30 if "deepseek" in args.model else 36))
         if args.weighting == "gradient":
-            monkeypatch.setattr(grpo_dynw, "decoder_layers", lambda model: layers)
-            probed = grpo_dynw.middle_layers(None, args.probe_layers)
+            layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(30 if "deepseek" in args.model else 36))
+            monkeypatch.setattr(script, "decoder_layers", {"model": layers}.get)
+            probed, _ = script.probed_maps("model", *args.probe_layers)
             assert [list(layers).index(layer) for layer in probed] == list(range(10, 26))
+    done = subprocess.run(["bash", ROOT / "benchmarks/paper.sh", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2 and "nothing" in done.stderr
