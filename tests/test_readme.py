@@ -53,7 +53,9 @@ def test_the_papers_runs_are_accepted(tmp_path, monkeypatch):
         assert script.settle(args) is None
         assert args.gradient_checkpointing and args.learning_rate == 1e-6 and args.weights == [0.334, 0.333, 0.333]
         if args.weighting == "gradient":
-            layers = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(30 if "deepseek" in args.model else 36))
+            layers = torch.nn.ModuleList(
+                torch.nn.Linear(1, 1, bias=False) for _ in range(30 if "deepseek" in args.model else 36)
+            )
             monkeypatch.setattr(script, "decoder_layers", {"model": layers}.get)
             probed, _ = script.probed_maps("model", *args.probe_layers)
             assert [list(layers).index(layer) for layer in probed] == list(range(10, 26))
