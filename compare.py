@@ -269,11 +269,28 @@ def before_and_after(folder):
     return aligned(rows)
 
 
+def what_moved(folder):
+    """What a dynamic weighting did in a run, and why, as a line of text. '' for fixed weights."""
+    run, steps = read_run(folder), [line for line in read_metrics(folder) if line["step"]]
+    if run["weighting"] == "gradient" and steps:
+        went = ", ".join(f"{name} {steps[-1][f'weights/{name}']:.2f}" for name in run["objectives"])
+        means = [np.mean([line[f"influence/{name}"] or 0 for line in steps]) for name in run["objectives"]]
+        why = ", ".join(f"{mean:.2f}" for mean in means)
+        return (
+            f"\nWeights went to {went}: what each gradient has in common with all, its influence, was {why} on average"
+        )
+    if run["weighting"] == "hypervolume" and len(steps) > 1:
+        scaled = [line["r_pareto"] for line in steps[1:]]  # step 1 comes before any gain
+        low, median, high = np.quantile(scaled, [0.25, 0.5, 0.75])
+        return f"\nr_pareto had quartiles {low:.2f}, {median:.2f}, {high:.2f}: it is 0.5 after a step without a gain"
+    return ""
+
+
 def summary(folder):
-    """Draws `folder`/curves.png and `folder`/fronts.png and returns the text of `before_and_after`."""
+    """Draws `folder`/curves.png and `folder`/fronts.png and says what the run achieved, and what moved."""
     plot_curves(folder)
     plot_fronts([read_run(folder)], Path(folder) / "fronts.png")
-    return before_and_after(folder)
+    return before_and_after(folder) + what_moved(folder)
 
 
 def main():

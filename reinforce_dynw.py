@@ -53,16 +53,20 @@ def parse_args():
     def flag(name, default, help, **options):
         if default is not None:
             options = {"type": type(default), **options}
-            help += f" (default: {default})"
+            help += f" (default: {default})".replace("%", "%%")
         PARSER.add_argument(f"--{name}", default=default, help=help, **options)
 
     flag("weighting", "fixed", "how objectives are weighed", choices=["fixed", "hypervolume", "gradient"])
     flag("objectives", ["accuracy", "conciseness", "clarity"], "K names in rewards.py", nargs="+", type=str)
     flag("weights", None, "K initial weights (default: all equal)", nargs="+", type=float)
     flag("mu", None, "smaller moves weights faster (default: 10 learning rates)", type=float)
+    flag("min-weight", 0.0, "no weight falls below this")
+    flag("influence-scale", "unit", "length of each gradient: 1, or at most 1", choices=["unit", "clip"])
     flag("probe-layers", [0.25, 0.75], "part of the depth that Eq. (3) sees", nargs=2, type=float)
     flag("meta-reward-on", "advantage", "what r_pareto scales", choices=["advantage", "reward"])
+    flag("hv-scale", 100.0, "factor on the gain in hypervolume")
     flag("hv-reference", "worst", "corner of the hypervolume", choices=["worst", "initial"])
+    flag("normalize", "sum", "the weighted reward, or each reward", choices=["sum", "each"])
     flag("model", str(TINY / "model"), "a folder, or a name on the Hub")
     flag("dataset", str(TINY / "data"), "or a file, or math-500, math-algebra")
     flag("prompt-suffix", None, "put after each problem (default: none, or the paper's)")
@@ -78,7 +82,7 @@ def parse_args():
     flag("micro-batch-size", 32, "responses back-propagated at once; changes no result")
     flag("rollout-batch-size", 128, "responses generated at once")
     PARSER.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    flag("learning-rate", 2e-4, "of AdamW")
+    flag("learning-rate", 2e-5, "of AdamW")
     flag("lr-schedule", "constant", "polynomial: to 0", choices=["constant", "polynomial"])
     flag("weight-decay", 0.01, "of AdamW")
     flag("max-grad-norm", 1.0, "longer gradients are scaled down")
@@ -89,7 +93,7 @@ def parse_args():
     flag("clip-low", 0.2, "the ratio is clipped below 1 - this")
     flag("clip-high", 0.2, "the ratio is clipped above 1 + this")
     flag("clip-dual", 3.0, "bound of the ratio where A < 0")
-    flag("eval-every", 20, "steps between evaluations")
+    flag("eval-every", 5, "steps between evaluations")
     flag("checkpoint-every", 0, "steps between checkpoints, 0 for none")
     flag("output-dir", None, "the run's folder (default: runs/...)")
     flag("resume", None, "folder of a run with a checkpoint")
@@ -125,8 +129,9 @@ def settle(args):
         fail("--probe-layers: two shares, in order")
     least = {"num_generations": 2, "clip_dual": 1.001, "mu": 1e-99, "eval_every": 1, "updates_per_step": 1}
     least |= {"max_new_tokens": 1, "prompts_per_step": 1, "micro_batch_size": 1}
+    most = {"min_weight": 1 / K}
     for name, value in vars(args).items():
-        if type(value) in (int, float) and not least.get(name, 0) <= value < 2**32:
+        if type(value) in (int, float) and not least.get(name, 0) <= value <= most.get(name, 2**32):
             fail(f"--{name.replace('_', '-')}: {value} is out of range")
     if args.prompts_per_step % (args.updates_per_step * WORLD):
         fail("--prompts-per-step: must be a multiple of --updates-per-step times the processes")
@@ -352,7 +357,8 @@ def main():
         if WORLD > 1:
             device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
             dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
-        torch.empty(0, device=device)
+            sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
+        torch.empty(0, device=device).tolist()
         if is_cuda:
             torch.cuda.set_device(torch.device(device).index or 0)
         torch.manual_seed(args.seed * WORLD + RANK)
@@ -372,12 +378,15 @@ def main():
         splits += ["validation"] if args.weighting == "hypervolume" else []
         limits = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
         problems = rewards.read_problems(args.dataset, splits, tokenizer, *limits)
+        if min(map(len, problems.values())) < WORLD:
+            fail("--dataset: a split has fewer problems than there are processes")
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         # What a run carries on. buffer, tested: points on the two splits
         start, metrics, buffer, tested, total_length = 0, {}, [], [], 0
         w, r_pareto, random = torch.tensor(args.weights, dtype=torch.float64), 1.0, torch.cuda if is_cuda else torch
         if saved:
+            what = args.resume
             states = {"model_state_dict": saved["policy"], "optim_state_dict": saved["optimizer"]}
             set_state_dict(policy, optimizer, **states, options=whole)
             carried = ("step", "metrics", "buffer", "tested", "total_length", "w", "r_pareto")
@@ -429,7 +438,7 @@ def main():
             if step > 0:
                 corner = buffer[0] if args.hv_reference == "initial" else worst
                 delta_hv = contribution(point, buffer, corner)
-                r_pareto = 0.5 + 1.5 * math.tanh(delta_hv)  # Eq. (1), arXiv:2509.11452
+                r_pareto = 0.5 + 1.5 * math.tanh(args.hv_scale * delta_hv)  # Eq. (1), arXiv:2509.11452
                 metrics["delta_hv"] = delta_hv
             buffer = [*buffer, point]
         metrics["time/validate"] = clock() - started
@@ -479,10 +488,14 @@ def main():
         if args.weighting == "gradient":
             A_k = advantage(r_vec, lengths, args).float()  # (K, N), as if each objective were the only one
             gram, old = gram_matrix(policy, probed, batch, micros, A_k, num_tokens)  # <g_j, g_k>, (K, K)
-            scale = gram.diagonal().sqrt().clamp(min=1).reciprocal()  # the length of each g_k is at most 1
+            length = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
+            scale = torch.where(length > 1e-6 * length.max(), 1 / length, 0.0)  # a gradient that is rounding stays 0
             I = (gram * scale[:, None] * scale).sum(1)  # I_k = <g_k, sum_j g_j>, Eq. (3)
             if I.isfinite().all():
                 w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
+                for _ in names:  # who is below the bound is raised to it, and the others make up for it
+                    low = w <= args.min_weight
+                    w = torch.where(low, args.min_weight, w / w[~low].sum() * (1 - args.min_weight * int(low.sum())))
             metrics |= {f"influence/{name}": value for name, value in zip(names, I.tolist())}
         elif U > 1:  # a single update starts from that policy
             old = torch.zeros(batch["mask"].shape, device=device)
@@ -493,10 +506,12 @@ def main():
         times.append(clock())
         # 8. One advantage, with Alg. 1's factor. On the reward, a division by the spread would undo it
         r = w @ r_vec  # (N,)
+        signal = r if args.normalize == "sum" else r_vec
         if args.meta_reward_on == "reward":
-            A = advantage(r_pareto * r, lengths, args).float()  # (N,)
+            A = advantage(r_pareto * signal, lengths, args)
         else:
-            A = (r_pareto * advantage(r, lengths, args)).float()
+            A = r_pareto * advantage(signal, lengths, args)
+        A = (A if args.normalize == "sum" else w @ A).float()  # (N,)
         # 9. Updates. Means are over all tokens of an update, in whatever micro-batches
         optimizer.param_groups[0]["lr"] = lr
         for update in updates:

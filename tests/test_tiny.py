@@ -23,7 +23,7 @@ def test_the_data_are_right_and_the_splits_disjoint():
     assert len({row["problem"] for row in everything}) == len(everything)
     for row in everything:
         assert row.keys() == {"problem", "answer"}
-        terms = re.fullmatch(r"What is (\d+(?:[+-]\d+){2,4})\?", row["problem"]).group(1)
+        terms = re.fullmatch(r"What is (\d+(?:[+-]\d+){4})\?", row["problem"]).group(1)
         assert str(eval(terms)) == row["answer"]
 
 
@@ -45,15 +45,15 @@ def test_it_starts_able_wordy_and_often_unfinished(sample):
     texts, lengths, cut_off = batch["texts"], batch["lengths"].tolist(), batch["cut_off"].tolist()
     scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in problems], lengths, 0)
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
-    assert 0.3 <= accuracy <= 0.65
-    assert 0.15 <= clarity <= 0.7
+    assert 0.2 <= accuracy <= 0.65
+    assert 0.1 <= clarity <= 0.6
     assert sum(lengths) / 200 >= 0.6 * 96
-    assert 0.05 <= sum(cut_off) / 200 <= 0.5
+    assert 0.2 <= sum(cut_off) / 200 <= 0.6
 
 
 def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
     command = [sys.executable, TINY / "make_tiny.py", "--output", tmp_path]
-    command += ["--skill-updates", "1", "--manner-updates", "1"]
+    command += ["--skill-updates", "1", "--shortcut-updates", "1", "--manner-updates", "1"]
     subprocess.run(command, check=True, capture_output=True)
     for split in SPLITS:
         assert (tmp_path / f"data/{split}.jsonl").read_bytes() == (TINY / f"data/{split}.jsonl").read_bytes()
