@@ -60,13 +60,13 @@ def parse_args():
     flag("objectives", ["accuracy", "conciseness", "clarity"], "K names in rewards.py", nargs="+", type=str)
     flag("weights", None, "K initial weights (default: all equal)", nargs="+", type=float)
     flag("mu", None, "smaller moves weights faster (default: 10 learning rates)", type=float)
-    flag("min-weight", 0.0, "no weight falls below this")
+    flag("min-weight", 0.0, "gradient weighting lets no weight fall below this")
     flag("influence-scale", "unit", "length of each gradient: 1, or at most 1", choices=["unit", "clip"])
     flag("probe-layers", [0.25, 0.75], "part of the depth that Eq. (3) sees", nargs=2, type=float)
     flag("meta-reward-on", "advantage", "what r_pareto scales", choices=["advantage", "reward"])
     flag("hv-scale", 100.0, "factor on the gain in hypervolume")
     flag("hv-reference", "worst", "corner of the hypervolume", choices=["worst", "initial"])
-    flag("normalize", "sum", "the weighted reward, or each reward", choices=["sum", "each"])
+    flag("normalize", "sum", "the weighted sum of rewards, or each of them", choices=["sum", "each"])
     flag("model", str(TINY / "model"), "a folder, or a name on the Hub")
     flag("dataset", str(TINY / "data"), "or a file, or math-500, math-algebra")
     flag("prompt-suffix", None, "put after each problem (default: none, or the paper's)")
@@ -118,9 +118,11 @@ def settle(args):
     if os.path.exists(args.output_dir) and not saved:
         fail(f"--output-dir: {args.output_dir} exists")
     args.weights = args.weights or [1 / K] * K
-    args.mu = 10 * args.learning_rate if args.mu is None else args.mu
+    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if not (len(args.weights) == K and min(args.weights) >= 0 and abs(sum(args.weights) - 1) < 1e-6):
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
+    if args.weighting == "gradient" and args.influence_scale == "unit" and K == 2:
+        fail("--influence-scale unit: both influences of two objectives are 1 + cos, and nothing moves: give clip")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: two shares, in order")
     least = {"num_generations": 2, "clip_dual": 1.001, "mu": 1e-99, "eval_every": 1, "updates_per_step": 1}
@@ -400,7 +402,7 @@ def main():
     names, G, U = args.objectives, args.num_generations, args.updates_per_step
     evaluate_on = partial(evaluate, actor, tokenizer, names, args.max_new_tokens, args.rollout_batch_size)
     bar = tqdm(initial=start, total=args.steps, desc=args.weighting, disable=RANK > 0)
-    for step in range(start, args.steps + 1):
+    for step in range(start, args.steps + 1):  # 1 to 3 end this step, 4 to 10 make the next
         # 1. The checkpoint, from which a run is resumed here, and the weights of what generates
         if args.checkpoint_every and step % args.checkpoint_every == 0 and step > 0:
             weights, moments = get_state_dict(policy, optimizer, options=whole)
@@ -476,7 +478,7 @@ def main():
             I = (gram * scale[:, None] * scale).sum(1)  # I_k = <g_k, sum_j g_j>, Eq. (3)
             if I.isfinite().all():
                 w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
-                for _ in names:  # who is below the bound is raised to it, and the others make up for it
+                for _ in names:  # to the nearest weights, in KL divergence, none of which is below the bound
                     low = w <= args.min_weight
                     w = torch.where(low, args.min_weight, w / w[~low].sum() * (1 - args.min_weight * int(low.sum())))
             metrics |= {f"influence/{name}": value for name, value in zip(names, I.tolist())}
@@ -524,8 +526,8 @@ def main():
             metrics[f"weights/{name}"] = weight
             metrics[f"rewards/{name}/mean"] = groups.mean().item()
             metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).double().mean().item()
-        for phase, start, end in zip(("rollout", "probe", "update"), times, times[1:]):
-            metrics[f"time/{phase}"] = end - start
+        for phase, began, ended in zip(("rollout", "probe", "update"), times, times[1:]):
+            metrics[f"time/{phase}"] = ended - began
         values = summed(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)) / WORLD
         metrics = dict(zip(metrics, values.tolist()))
         bar.set_postfix({n: f"{metrics[f'rewards/{n}/mean']:.2f}*{metrics[f'weights/{n}']:.2f}" for n in names})

@@ -79,8 +79,9 @@ def main():
         rows.append([name, f"{np.mean(schedule):.2f}", f"{np.mean(ratio):.2f}", f"{correlation:.2f}"])
     figure.savefig(ROOT / "benchmarks/adamw.png", dpi=150)
     print(aligned(rows))
+    first, most, last = found[0][9], max(found[0]), found[0][-1]
     print(
-        f"\n2 from step 10 on: the update is {found[0][9]:.2f} times as long at step 10, {found[0][-1]:.2f} at the end"
+        f"\n2 from step 10 on: updates {first:.2f} times as long at step 10, at most {most:.2f}, {last:.2f} at the end"
     )
 
 

@@ -83,6 +83,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(runs, script, weighting, k
 @shared
 def test_two_objectives_and_other_settings_than_by_default_are_resumed(run, main, script):
     flags = ["--objectives", "clarity", "accuracy", "--weights", "0.75", "0.25", "--weighting", "gradient"]
+    flags += ["--influence-scale", "clip"]
     flags += ["--prompt-suffix", " Why?", "--seed", "3", "--mu", "0.02", "--lr-schedule", "polynomial"]
     _, folder = run(*flags, "--steps", "3", "--checkpoint-every", "2")
     lines, before = read_lines(folder / "metrics.jsonl"), weights_of(folder)

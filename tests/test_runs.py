@@ -485,7 +485,7 @@ def test_influence_and_weights_of_two_gradients_by_hand(run, script, monkeypatch
     """
     g, probe = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64), script.gram_matrix
     monkeypatch.setattr(script, "gram_matrix", lambda *args: (g @ g.T, probe(*args)[1]))
-    flags = ["--weighting", "gradient", "--objectives", "accuracy", "clarity"]
+    flags = ["--weighting", "gradient", "--objectives", "accuracy", "clarity", "--influence-scale", "clip"]
     flags += ["--learning-rate", "1e-6", "--mu", "1e-5"]
     metrics, _ = run(*flags, "--weights", "0.3", "0.7")
     for step in (1, 2):
