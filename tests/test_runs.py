@@ -137,7 +137,7 @@ def test_own_objectives_by_name(run):
     def evenness(response, **_):
         return float(len(response) % 2 == 0)
 
-    metrics, _ = run("--objectives", "evenness", "accuracy", "--weights", "0.75", "0.25", "--weighting", "gradient")
+    metrics, _ = run("--objectives", "evenness", "accuracy", "--weights", "0.75", "0.25")
     assert metrics[1]["weights/evenness"] == pytest.approx(0.75, abs=0.05)
     assert "rewards/evenness/mean" in metrics[1] and "rewards/clarity/mean" not in metrics[1]
 
@@ -414,7 +414,7 @@ def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
 @shared
 def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "summary", compare.before_and_after)
-    main(script, "--steps", "6", "--weighting", "gradient", "--output-dir", tmp_path / "run")
+    main(script, "--steps", "6", "--eval-every", "6", "--weighting", "gradient", "--output-dir", tmp_path / "run")
     first, last = [line for line in compare.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
     assert last["eval/performance/accuracy"] > first["eval/performance/accuracy"] + 0.1
     assert last["eval/completions/mean_length"] < 0.9 * first["eval/completions/mean_length"]
@@ -427,7 +427,7 @@ def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monke
 def hypervolume_run(run, monkeypatch, script, name, gain, *flags):
     """The weights after two steps, of which the first gains `gain` in hypervolume: Eq. (1) scales the second."""
     monkeypatch.setattr(script, "contribution", lambda *_: gain)
-    metrics, folder = run("--weighting", "hypervolume", *flags, name=name)
+    metrics, folder = run("--weighting", "hypervolume", "--hv-scale", "1", *flags, name=name)
     assert [line.get("delta_hv") for line in metrics] == [None, gain, gain]
     expected = 0.5 + 1.5 * (math.exp(2 * gain) - 1) / (math.exp(2 * gain) + 1)
     assert [line.get("r_pareto") for line in metrics] == [None, 1.0, pytest.approx(expected, abs=1e-12)]
@@ -457,12 +457,12 @@ def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next
     monkeypatch.setattr(
         script, "evaluate", lambda *args: ({}, next(validated), []) if args[-1] == "val" else evaluate(*args)
     )
-    metrics, _ = run("--weighting", "hypervolume", "--steps", "4", "--eval-every", "4")
+    metrics, _ = run("--weighting", "hypervolume", "--hv-scale", "100", "--steps", "4", "--eval-every", "4")
     assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
     for i, line in enumerate(metrics[1:], 1):
         gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(points[:i], [0] * 3)
         assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
-        expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(metrics[i - 1]["delta_hv"])
+        expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(100 * metrics[i - 1]["delta_hv"])
         assert line["r_pareto"] == pytest.approx(expected, abs=1e-12)
 
 
