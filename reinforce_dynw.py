@@ -20,6 +20,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from time import perf_counter as clock
@@ -125,7 +126,7 @@ def settle(args):
     args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if not (len(args.weights) == K and min(args.weights) >= 0 and abs(sum(args.weights) - 1) < 1e-6):
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
-    if args.weighting == "gradient" and args.influence_scale == "unit" and K == 2:
+    if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) == 2:
         fail("--influence-scale unit: both influences of two objectives are 1 + cos, and nothing moves: give clip")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: two shares, in order")
@@ -153,10 +154,12 @@ def load_model(name, device, dtype=torch.float32, sharded=WORLD > 1):
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     model = model.to(device).eval()
     settings, own = model.generation_config, model.generation_config.eos_token_id
-    end_ids = sorted({*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None})
+    end_ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, rewards.turn_end(tokenizer)}
+    end_ids, rows = sorted(end_ids - {None}), model.get_input_embeddings().num_embeddings
     if loaded["missing_keys"] or not end_ids:
         fail(f"--model lacks {', '.join(sorted(loaded['missing_keys'])) or 'a token that ends a response'}")
-    pad_id = end_ids[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    pad_id = tokenizer.pad_token_id  # any id will do, since pads are masked, but for one that the embedding lacks
+    pad_id = end_ids[0] if pad_id is None or pad_id >= rows else pad_id
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
     return model, tokenizer, settings
 
@@ -324,7 +327,7 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
     return summed(sum((g @ g.T).double() for g in gradients.values())), old
 
 
-def evaluate(model, tokenizer, names, limit, batch_size, problems, prefix):
+def evaluate(model, tokenizer, names, limit, batch_size, problems, prefix, step):
     """
     Greedy responses to `problems`: metrics, the point p (K floats) of their mean performance, and a dictionary each.
     That is the reward, but for conciseness 1 - length / limit: a running mean does not compare models.
@@ -332,7 +335,7 @@ def evaluate(model, tokenizer, names, limit, batch_size, problems, prefix):
     own = problems[len(problems) * RANK // WORLD : len(problems) * (RANK + 1) // WORLD]
     batch = rollout(model, tokenizer, [p["prompt_ids"] for p in own], 1, limit, batch_size, sample=False)
     lengths, mean_length = batch["lengths"].tolist(), summed(batch["lengths"].sum()).item() / len(problems)
-    scores = rewards.score(names, batch["texts"], [p["answer"] for p in own], lengths, mean_length)
+    scores = rewards.score(names, batch["texts"], own, lengths, mean_length, step)
     samples = []
     for p, text, length, cut_off, score in zip(own, batch["texts"], lengths, batch["cut_off"].tolist(), scores):
         said = {"prompt": p["prompt"], "response": text, "answer": p["answer"], "length": length, "cut_off": cut_off}
@@ -382,6 +385,11 @@ def main():
         problems = rewards.read_problems(args.dataset, splits, tokenizer, *limits)
         if min(map(len, problems.values())) < WORLD:
             fail("--dataset: a split has fewer problems than there are processes")
+        rows = policy.get_input_embeddings().num_embeddings
+        if max(id for split in problems.values() for p in split for id in p["prompt_ids"]) >= rows:
+            fail(f"--model: its tokenizer makes tokens beyond the {rows} that it has")
+        if not torch.stack([p.isfinite().all() for p in actor.parameters()]).all():
+            fail("--model: some of its weights are not finite")
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
         # What a run carries on. buffer, tested: points on the two splits
@@ -435,7 +443,7 @@ def main():
         # 2. Hypervolume-guided weighting, Alg. 1: what a step gained on the validation split scales the next
         started = clock()
         if args.weighting == "hypervolume":
-            values, point, _ = evaluate_on(problems["validation"], "val")
+            values, point, _ = evaluate_on(problems["validation"], "val", step)
             metrics |= values
             if step > 0:
                 corner = buffer[0] if args.hv_reference == "initial" else worst
@@ -446,7 +454,7 @@ def main():
         metrics["time/validate"] = clock() - started
         # 3. Test and log
         if step % args.eval_every == 0 or step == args.steps:
-            values, point, samples = evaluate_on(problems["test"], "eval")
+            values, point, samples = evaluate_on(problems["test"], "eval", step)
             tested = [*tested, point]
             metrics |= {**values, "eval/hypervolume": hypervolume(tested, worst)}
             if RANK == 0:
@@ -475,9 +483,11 @@ def main():
         num_tokens = summed(lengths.sum())
         total_length += num_tokens.item()
         mean_length = total_length / ((step + 1) * args.prompts_per_step * G)
-        answers = [p["answer"] for p in asked for _ in range(G)]
-        r_vec = rewards.score(names, batch["texts"], answers, lengths.tolist(), mean_length)
+        asked = [p for p in asked for _ in range(G)]
+        r_vec = rewards.score(names, batch["texts"], asked, lengths.tolist(), mean_length, step + 1)
         r_vec = torch.tensor(r_vec, dtype=torch.float64, device=device).T  # (K, N)
+        if args.weighting == "hypervolume" and (r_vec.min() < 0 or r_vec.max() > 1):  # said once
+            warnings.warn("rewards outside [0, 1]: points below the worst corner, 0, add no hypervolume", stacklevel=1)
         # 6. The rows of each update and micro-batch: responses of like length
         updates = torch.arange(len(lengths), device=device).chunk(U)
         updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
@@ -491,7 +501,8 @@ def main():
             A_k = advantage(r_vec, lengths, args).float()  # (K, N), as if each objective were the only one
             gram, old = gram_matrix(policy, probed, batch, micros, A_k, num_tokens)  # <g_j, g_k>, (K, K)
             length = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
-            scale = torch.where(length > 1e-6 * length.max(), 1 / length, 0.0)  # a gradient that is rounding stays 0
+            # A gradient that is rounding stays 0, and an objective of weight 0 is only watched.
+            scale = torch.where((length > 1e-6 * length.max()) & (w > 0), 1 / length, 0.0)
             I = (gram * scale[:, None] * scale).sum(1)  # I_k = <g_k, sum_j g_j>, Eq. (3)
             if I.isfinite().all():
                 w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
@@ -573,3 +584,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted: --resume goes on from the last checkpoint")
+    except (rewards.RewardError, OSError) as error:  # an objective that fails, a disk that is full
+        fail(f"{error}; --resume goes on from the last checkpoint")

@@ -7,8 +7,9 @@ linear in the response and raises nothing. An objective of your own is one funct
     def politeness(response, **_):
         return float("please" in response.lower())
 
-It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (the number of sampled tokens)
-and `mean_length` (their running mean). Here, too, is what the problems are: `read_problems`.
+It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (of the sampled tokens),
+`mean_length` (their running mean), `prompt`, `step`, and all other columns of the problem's row, and returns a number.
+Here, too, is what the problems are: `read_problems`.
 """
 
 import math
@@ -29,15 +30,25 @@ def objective(function):
     return function
 
 
-def score(objectives, responses, answers, lengths, mean_length):
-    """The rewards of N responses in K objectives, named as in OBJECTIVES: N lists of K. ValueError if not finite."""
-    functions, table = [OBJECTIVES[name] for name in objectives], []
-    for response, answer, length in zip(responses, answers, lengths, strict=True):
-        given = {"response": response, "answer": answer, "length": length, "mean_length": mean_length}
-        table.append([function(**given) for function in functions])
-        for name, value in zip(objectives, table[-1]):
+class RewardError(Exception):
+    """An objective raised something, or returned what is no finite number."""
+
+
+def score(objectives, responses, problems, lengths, mean_length, step=0):
+    """The rewards of N responses to N problems, dictionaries, in K objectives, named as in OBJECTIVES: N lists of K."""
+    functions, table = [(name, OBJECTIVES[name]) for name in objectives], []
+    for number, (response, problem, length) in enumerate(zip(responses, problems, lengths, strict=True), 1):
+        given = {"response": response, "length": length, "mean_length": mean_length, "step": step}
+        table.append([])
+        for name, function in functions:
+            try:
+                value = function(**{**problem, **given})
+                value = value.item() if hasattr(value, "item") else value  # of numpy or torch
+            except Exception as error:
+                raise RewardError(f"objective {name}, response {number} of step {step}: {error!r}") from error
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(f"the objective {name} returned {value!r}, not a finite number")
+                raise RewardError(f"objective {name}, response {number} of step {step}: {value!r} is no finite number")
+            table[-1].append(value)
     return table
 
 
@@ -45,8 +56,8 @@ def question_and_answer(row):
     """
     The chat messages that ask a dataset's `row`, and the true answer. ValueError if one of them is not there.
 
-    Asked is its column problem, question or prompt (text or messages). True is its column answer (as in GSM8K what
-    follows ####), else reward_model.ground_truth (verl), else solution (its last box, where it has one).
+    Asked is its column problem, question or prompt (text or messages). True is its column answer, else
+    reward_model.ground_truth (verl), else solution: of a whole solution what follows ####, or its last box.
     """
     question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
@@ -54,16 +65,42 @@ def question_and_answer(row):
     is_text = contents and all(isinstance(content, str) and content.strip() for content in contents)
     if not is_text or messages[-1].get("role") != "user":
         raise ValueError("it needs text, or chat messages up to one of the user, in column problem, question or prompt")
-    if "answer" in row:
-        answer = row["answer"].split("####")[-1].strip() if isinstance(row["answer"], str) else row["answer"]
-    elif isinstance(row.get("reward_model"), dict):
-        answer = row["reward_model"].get("ground_truth")
-    elif (answer := last_boxed(str(row.get("solution")))) is None:
-        answer = row.get("solution")
-    if not isinstance(answer, (str, int, float)) or not str(answer).strip():
-        raise ValueError("it needs an answer in column answer, reward_model.ground_truth or solution")
-    # A single decimal in a column makes floats of all its integers.
-    return messages, str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer)
+    verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
+    gold = next((gold for gold in (row.get("answer"), verl, row.get("solution")) if gold is not None), None)
+    gold = gold[0] if isinstance(gold, list) and len(gold) == 1 else gold
+    if isinstance(gold, float) and gold.is_integer():
+        gold = int(gold)  # A single decimal in a column makes floats of all its integers.
+    is_number = isinstance(gold, (int, float)) and math.isfinite(gold)
+    text = str(gold).rpartition("####")[2] if is_number or isinstance(gold, str) else ""
+    boxed = last_boxed(text)
+    text = text.strip() if boxed is None else boxed
+    text = text[1:-1] if re.fullmatch(r"\$[^$]+\$", text) else text
+    if not text.strip():
+        raise ValueError(f"an answer is needed in column answer, reward_model.ground_truth or solution, not {gold!r}")
+    return messages, text
+
+
+def bare_number(text):
+    """A number without thousands commas and leading zeros: 2,125 is 2125 and 033 is 33. Other text as it is."""
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return re.sub(r"^(-?)0+(?=\d+\Z)", r"\1", text)
+
+
+def beginning(tokenizer):
+    """The special tokens that a tokenizer puts before a text: those that it puts after it would end the prompt."""
+    with_special, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    return with_special[: with_special.index(plain[0])]
+
+
+def turn_end(tokenizer):
+    """The special token that ends a turn in the chat template, or None. A base model's settings do not know it."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "XYZ"}]
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2]
+    first = next(iter(tokenizer(rest, add_special_tokens=False)["input_ids"]), None)
+    return first if first in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[first].special else None
 
 
 def load_splits(dataset):
@@ -75,9 +112,11 @@ def load_splits(dataset):
     """
     if Path(dataset).is_file():
         splits = datasets.load_dataset("parquet" if dataset.endswith(".parquet") else "json", data_files=dataset)
+    elif Path(dataset).is_dir():  # each by itself, since what two of them have in other columns may differ
+        patterns = datasets.data_files.get_data_patterns(str(Path(dataset).resolve()))
+        splits = {str(s): datasets.load_dataset(dataset, data_files={s: p})[s] for s, p in patterns.items()}
     else:
-        name = [dataset] if Path(dataset).is_dir() else PAPER.get(dataset, dataset).split(":", 1)
-        splits = datasets.load_dataset(*name)
+        splits = datasets.load_dataset(*PAPER.get(dataset, dataset).split(":", 1))
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
         train, rest = rows.train_test_split(0.4, seed=42).values()
         test, validation = rest.train_test_split(0.5, seed=42).values()
@@ -91,7 +130,8 @@ def load_splits(dataset):
 
 def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
     """
-    The problems of each of `splits`: lists of dictionaries prompt (text), prompt_ids (token ids), answer (text).
+    The problems of each of `splits`: lists of dictionaries with prompt (text), prompt_ids (token ids), answer (text)
+    and all other columns.
 
     suffix: put after each problem (None: the paper's, for its datasets). enable_thinking: told to the chat template.
     Longer prompts are left out, and counted. ValueError for rows and splits that cannot be used.
@@ -109,16 +149,27 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, en
             except ValueError as error:
                 raise ValueError(f"row {number} of split {split}: {error}, not {str(row)[:80]}") from None
             chats.append([*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + suffix}])
-            answers.append(answer)
+            # The paper's data are taken as its evaluation, that of MATH, takes them.
+            answers.append(answer if dataset in PAPER else bare_number(answer))
+        lost = [answer for answer in answers if not accuracy(rf"\boxed{{{answer}}}", answer)]
+        if lost:
+            print(f"{split}: {len(lost)} of {len(answers)} answers cannot be earned in a box, such as {lost[0]!r}")
+        if len(lost) == len(answers):
+            raise ValueError(f"no answer of split {split} can be earned in a box")
         plain = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
         texts = tokenizer.apply_chat_template(chats, **options) if is_chat else plain
-        ids = tokenizer(texts, add_special_tokens=not is_chat)["input_ids"]
-        rows = [{"prompt": p, "prompt_ids": i, "answer": a} for p, i, a in zip(texts, ids, answers)]
+        begin = [] if is_chat else beginning(tokenizer)
+        ids = [begin + ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        new = [{"prompt": p, "prompt_ids": i, "answer": a} for p, i, a in zip(texts, ids, answers)]
+        rows = [{**row, **columns} for row, columns in zip(data[split], new)]
         problems[split] = [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
         if not problems[split]:
             raise ValueError(f"no prompt of split {split} is within {max_prompt_tokens} tokens")
         if left_out := len(rows) - len(problems[split]):
             print(f"{split}: left out {left_out} of {len(rows)} prompts, over {max_prompt_tokens} tokens")
+    first = next(iter(problems.values()))[0]
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in problems.items())
+    print(f"{counts} problems; the first is {first['prompt']!r}, and right is {first['answer']!r}")
     return problems
 
 

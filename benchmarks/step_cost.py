@@ -120,8 +120,8 @@ def left_out():
     problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
     torch.manual_seed(0)
     batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems[:16]], 8, 96, batch_size=128)
-    lengths, answers = batch["lengths"], [p["answer"] for p in problems[:16] for _ in range(8)]
-    r_vec = rewards.score(OBJECTIVES, batch["texts"], answers, lengths.tolist(), lengths.double().mean().item())
+    lengths, asked = batch["lengths"], [p for p in problems[:16] for _ in range(8)]
+    r_vec = rewards.score(OBJECTIVES, batch["texts"], asked, lengths.tolist(), lengths.double().mean().item())
     A = grpo_dynw.advantage(torch.tensor(r_vec, dtype=torch.float64).T, lengths, argparse.Namespace(num_generations=8))
     micros = lengths.argsort(stable=True).split(32)
     layers, linears = grpo_dynw.probed_maps(model, 0.25, 0.75)

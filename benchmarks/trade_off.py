@@ -46,8 +46,8 @@ def start():
     torch.manual_seed(0)
     for name, G, sample in (("sampled", 4, True), ("greedy", 1, False)):
         batch = grpo_dynw.rollout(model, tokenizer, prompts, G, LIMIT, 4 * len(prompts), sample)
-        lengths, answers = batch["lengths"].double(), [p["answer"] for p in problems for _ in range(G)]
-        scores = rewards.score(["accuracy", "clarity"], batch["texts"], answers, lengths.tolist(), 0)
+        lengths, asked = batch["lengths"].double(), [p for p in problems for _ in range(G)]
+        scores = rewards.score(["accuracy", "clarity"], batch["texts"], asked, lengths.tolist(), 0)
         accuracy, clarity = np.mean(scores, 0)
         cells = accuracy, lengths.mean(), clarity, batch["cut_off"].double().mean()
         yield [name, *(f"{x:.1f}" if x > 1 else f"{x:.3f}" for x in map(float, cells))]

@@ -50,7 +50,7 @@ def reward(name):
 
     def function(completions, completion_ids, answer, **_):
         texts, lengths = [c[0]["content"] for c in completions], [len(ids) for ids in completion_ids]
-        scores = rewards.score([name], texts, answer, lengths, sum(lengths) / len(lengths))
+        scores = rewards.score([name], texts, [{"answer": a} for a in answer], lengths, sum(lengths) / len(lengths))
         return [value for (value,) in scores]
 
     function.__name__ = name

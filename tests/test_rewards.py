@@ -8,8 +8,10 @@ from pathlib import Path
 import datasets
 import numpy
 import pytest
+import torch
 from conftest import ROOT
 from datasets import load_dataset
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import rewards
@@ -226,7 +228,7 @@ def test_score_gives_one_row_a_response_and_one_column_an_objective():
     responses = [r"1. x 2. \boxed{4}", r"\boxed{5}", "what?"]
     expected = {"accuracy": [1.0, 1.0, 0.0], "conciseness": [0.0, 1.0, 1.0], "clarity": [1.0, 0.0, 0.0]}
     for names in (["accuracy", "conciseness", "clarity"], ["clarity", "accuracy"], ["conciseness"], []):
-        rows = score(names, responses, ["4", "5", "6"], [30, 10, 5], 15.0)
+        rows = score(names, responses, [{"answer": a} for a in "456"], [30, 10, 5], 15.0)
         assert rows == [[expected[name][i] for name in names] for i in range(3)]
         assert all(type(value) is float for row in rows for value in row)
     assert score(["accuracy"], [], [], [], 0.0) == []
@@ -236,22 +238,37 @@ def test_own_objective(monkeypatch):
     monkeypatch.setattr(rewards, "OBJECTIVES", dict(rewards.OBJECTIVES))
 
     @objective
-    def brevity(response, answer, length, mean_length):  # no **_: these four are all there is
-        return length / mean_length + len(response) + len(answer)
+    def brevity(response, answer, length, mean_length, level, step):  # no **_: these and the columns are all there is
+        return length / mean_length + len(response) + len(answer) + 100 * level + 1000 * step
 
     @objective
     def politeness(response, **_):
         return float("please" in response)
 
-    assert score(["politeness", "accuracy", "brevity"], [r"please \boxed{4}"], ["4"], [5], 10.0) == [[1.0, 1.0, 17.5]]
+    names, problem = ["politeness", "accuracy", "brevity"], {"answer": "4", "level": 2}
+    assert score(names, [r"please \boxed{4}"], [problem], [5], 10.0, 3) == [[1.0, 1.0, 3217.5]]
     assert politeness(response="no") == 0.0  # the decorator leaves the function as it is
 
 
-@pytest.mark.parametrize("value", [None, "1", float("nan"), float("inf"), [1.0]])
-def test_score_names_the_objective_that_returns_no_number(monkeypatch, value):
-    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda **_: value})
-    with pytest.raises(ValueError, match="politeness"):
-        score(["politeness"], ["a"], ["b"], [1], 1.0)
+def test_what_numpy_and_torch_take_for_a_number_is_one(monkeypatch):
+    values = [numpy.float32(0.5), numpy.float64(0.5), numpy.bool_(True), numpy.int64(2), torch.tensor(0.5), True, 2]
+    objectives = {str(i): lambda value=value, **_: value for i, value in enumerate(values)}
+    monkeypatch.setattr(rewards, "OBJECTIVES", objectives)
+    [row] = score(list(objectives), ["a"], [{"answer": "b"}], [1], 1.0)
+    assert row == [0.5, 0.5, 1, 2, 0.5, 1, 2] and all(type(value) in (bool, int, float) for value in row)
+
+
+@pytest.mark.parametrize("value", [None, "1", float("nan"), float("inf"), [1.0], torch.ones(2), numpy.float32("nan")])
+def test_score_names_the_objective_and_the_response_without_a_number(monkeypatch, value):
+    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda length, **_: value if length == 3 else 1})
+    with pytest.raises(rewards.RewardError, match="objective politeness, response 2 of step 7: "):
+        score(["politeness"], ["a", "a"], [{}, {}], [1, 3], 1.0, 7)
+
+
+def test_score_names_the_objective_that_raises(monkeypatch):
+    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda **_: {}["mood"]})
+    with pytest.raises(rewards.RewardError, match=r"objective politeness, response 1 of step 0: KeyError\('mood'\)"):
+        score(["politeness"], ["a"], [{}], [1], 1.0)
 
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
@@ -269,6 +286,12 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
         ({"problem": "1+1?", "answer": 2.0}, "1+1?", "2"),
         ({"problem": "1/2+2?", "answer": 2.5}, "1/2+2?", "2.5"),
         ({"prompt": MESSAGES, "solution": "long", "reward_model": {"ground_truth": "2"}}, None, "2"),  # verl
+        ({"prompt": MESSAGES, "reward_model": {"ground_truth": ["2"]}}, None, "2"),  # verl
+        ({"problem": "1+1?", "solution": "One and one.\n#### 2"}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": r"It is $\boxed{2}$."}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": "$2$"}, "1+1?", "2"),
+        ({"problem": "1+1?", "answer": "$2$ or $3$"}, "1+1?", "$2$ or $3$"),
+        ({"problem": "1+1?", "answer": None, "solution": "2"}, "1+1?", "2"),
     ],
 )
 def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
@@ -286,7 +309,10 @@ def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
         {"problem": 12, "answer": "2"},
         {"problem": " ", "answer": "2"},
         {"problem": "1+1?", "answer": None},
-        {"problem": "1+1?", "answer": ["2"]},
+        {"problem": "1+1?", "answer": ["2", "3"]},
+        {"problem": "1+1?", "answer": float("nan")},
+        {"problem": "1+1?", "answer": float("inf"), "solution": "2"},
+        {"problem": "1+1?", "answer": r"so \boxed{ }"},
         {"problem": "1+1?", "answer": ""},
         {"prompt": [], "answer": "2"},
         {"prompt": ["1+1?"], "answer": "2"},
@@ -297,8 +323,71 @@ def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
     ],
 )
 def test_rows_without_question_or_answer_are_refused(row):
-    with pytest.raises(ValueError, match="^it needs "):
+    with pytest.raises(ValueError, match="^(it needs text|an answer is needed)"):
         question_and_answer(row)
+
+
+NUMBERS = {"2,125": "2125", "-1,234,567.5": "-1234567.5", "033": "33", "-007": "-7", "000": "0", "0": "0"}
+NUMBERS |= {same: same for same in ("0.50", "1,2", "12,34", "2,125 m", "(1,234)", "x033", "1,234\n", "033\n")}
+
+
+@pytest.mark.parametrize("gold, expected", NUMBERS.items())
+def test_a_number_is_read_without_commas_and_leading_zeros(gold, expected):
+    assert rewards.bare_number(gold) == expected
+
+
+def write(folder, **splits):
+    for name, rows in splits.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)
+
+
+def problems_in(folder, split="train"):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+    return rewards.read_problems(folder, [split], tokenizer, 640)[split]
+
+
+def test_gold_numbers_are_read_bare_but_those_of_the_papers_data(tmp_path, monkeypatch):
+    folder = write(tmp_path, train=[{"problem": "?", "answer": "#### 2,125"}], test=[{"problem": "?", "answer": "033"}])
+    assert [problems_in(folder, split)[0]["answer"] for split in ("train", "test")] == ["2125", "33"]
+    assert accuracy(r"\boxed{2125}", problems_in(folder)[0]["answer"]) == 1.0
+    monkeypatch.setitem(rewards.PAPER, folder, folder)
+    assert problems_in(folder)[0]["answer"] == "2,125"
+
+
+def test_splits_may_differ_in_their_columns_and_types(tmp_path):
+    train = [{"problem": "1+1?", "answer": 2}, {"problem": "1+2?", "answer": 3}]
+    folder = write(tmp_path, train=train, test=[{"problem": "?", "answer": "x", "level": 4}], validation=train[:1])
+    assert [p["answer"] for p in problems_in(folder)] == ["2", "3"]
+    [problem] = problems_in(folder, "test")
+    assert (problem["answer"], problem["level"]) == ("x", 4)
+
+
+def test_a_line_says_what_was_read(tmp_path, capsys):
+    folder = write(tmp_path, train=[{"problem": "1+1?", "answer": "2"}] * 3, test=[{"problem": "?", "answer": "x"}])
+    prompt = problems_in(folder)[0]["prompt"]
+    assert f"3 train problems; the first is {prompt!r}, and right is '2'" in capsys.readouterr().out
+
+
+def test_answers_that_nothing_earns_are_counted_and_refused_where_they_are_all(tmp_path, capsys):
+    good, bad = {"problem": "?", "answer": "2"}, {"problem": "?", "answer": "}2"}
+    folder = write(tmp_path, train=[good, bad, bad], test=[bad])
+    assert len(problems_in(folder)) == 3
+    assert "train: 2 of 3 answers cannot be earned in a box, such as '}2'" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no answer of split test can be earned"):
+        problems_in(folder, "test")
+
+
+def test_what_a_tokenizer_puts_after_a_text_is_no_part_of_a_prompt(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
+    tokenizer.chat_template = None
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)]
+    )
+    assert tokenizer("1+1?\n")["input_ids"][-1] == 0
+    folder = write(tmp_path, train=[{"problem": "1+1?", "answer": "2"}], test=[{"problem": "?", "answer": "x"}])
+    [problem] = rewards.read_problems(folder, ["train"], tokenizer, 64)["train"]
+    assert problem["prompt_ids"] == [1, *tokenizer("1+1?\n", add_special_tokens=False)["input_ids"]]
 
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
@@ -445,9 +534,9 @@ def test_prompts_get_the_suffix_and_the_template_hears_of_thinking(tmp_path):
 def test_score_refuses_what_does_not_fit():
     with pytest.raises(KeyError, match="acuracy"):
         score(["acuracy"], [], [], [], 1.0)
-    for responses, answers, lengths in ([["a"], [], [1]], [["a"], ["a"], []], [[], ["a"], [1]]):
+    for responses, problems, lengths in ([["a"], [], [1]], [["a"], [{"answer": "a"}], []], [[], [{}], [1]]):
         with pytest.raises(ValueError):
-            score(["accuracy"], responses, answers, lengths, 1.0)
+            score(["accuracy"], responses, problems, lengths, 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -495,7 +584,7 @@ def test_no_text_raises():
     for _ in range(3000):
         text, answer = ("".join(rng.choices(FRAGMENTS, k=rng.randrange(12))) for _ in range(2))
         for response in (text, rf"\boxed{{{text}}}"):
-            rows = score(["accuracy", "conciseness", "clarity"], [response], [answer], [3], 2.5)
+            rows = score(["accuracy", "conciseness", "clarity"], [response], [{"answer": answer}], [3], 2.5)
             assert set(rows[0]) <= {0.0, 1.0}
         assert accuracy(rf"\boxed {text}", text.split("$")[0]) in (0.0, 1.0)
 

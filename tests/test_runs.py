@@ -109,7 +109,7 @@ def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, 
     assert all(p["problem"] in s["prompt"] for s, p in zip(samples, problems))
     last = {key.removeprefix("eval/"): value for key, value in metrics[-1].items()}
     for name in ("accuracy", "clarity"):
-        scores = [rewards.score([name], [s["response"]], [s["answer"]], [0], 0)[0][0] for s in samples]
+        scores = [rewards.score([name], [s["response"]], [s], [0], 0)[0][0] for s in samples]
         assert [s["performance"][name] for s in samples] == scores
         assert last[f"performance/{name}"] == pytest.approx(sum(scores) / 6)
     length = sum(s["length"] for s in samples) / 6
@@ -455,7 +455,7 @@ def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next
     points = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]]
     validated, evaluate = iter(points), script.evaluate
     monkeypatch.setattr(
-        script, "evaluate", lambda *args: ({}, next(validated), []) if args[-1] == "val" else evaluate(*args)
+        script, "evaluate", lambda *args: ({}, next(validated), []) if args[-2] == "val" else evaluate(*args)
     )
     metrics, _ = run("--weighting", "hypervolume", "--hv-scale", "100", "--steps", "4", "--eval-every", "4")
     assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
@@ -471,7 +471,7 @@ def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next
 def test_a_validated_point_is_compared_with_all_before_it(run, monkeypatch, script, reference):
     asked, evaluated = spy(monkeypatch, script, "contribution"), spy(monkeypatch, script, "evaluate")
     run("--weighting", "hypervolume", "--steps", "3", "--hv-reference", reference)
-    points = [result[1] for args, result in evaluated if args[-1] == "val"]
+    points = [result[1] for args, result in evaluated if args[-2] == "val"]
     assert len(points) == 4
     corner = points[0] if reference == "initial" else [0, 0, 0]
     assert [args for args, _ in asked] == [(points[i], points[:i], corner) for i in (1, 2, 3)]

@@ -43,7 +43,7 @@ def test_it_starts_able_wordy_and_often_unfinished(sample):
     torch.manual_seed(1)
     batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems], 1, 96, 800, sample)
     texts, lengths, cut_off = batch["texts"], batch["lengths"].tolist(), batch["cut_off"].tolist()
-    scores = rewards.score(["accuracy", "clarity"], texts, [p["answer"] for p in problems], lengths, 0)
+    scores = rewards.score(["accuracy", "clarity"], texts, problems, lengths, 0)
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
     assert 0.2 <= accuracy <= 0.65
     assert 0.1 <= clarity <= 0.6

@@ -51,8 +51,12 @@ def test_mu_sets_the_speed(weigh):
     assert w == pytest.approx([x / sum(raw) for x in raw], abs=1e-9)
 
 
-def test_a_weight_of_zero_stays_zero(weigh):
-    assert weigh(GRAM, "--weights", "0", "0.5", "0.5")[1][0] == 0
+def test_an_objective_of_weight_zero_is_only_watched(weigh):
+    """It keeps its weight, and its gradient has no part in the sum that the others are compared with."""
+    gram = [[25.0, 3.0, 4.0], [3.0, 0.25, 0.1], [4.0, 0.1, 0.16]]
+    I, w = weigh(gram, "--weights", "0", "0.5", "0.5", "--influence-scale", "clip")
+    assert I == pytest.approx([0.0, 0.35, 0.26], abs=1e-12)
+    assert w[0] == 0.0 and w[1] / w[2] == pytest.approx(math.exp(0.1 * 0.09), rel=1e-9)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 10, 1e6])
@@ -84,7 +88,7 @@ def validated(script, monkeypatch, points):
     monkeypatch.setattr(
         script,
         "evaluate",
-        lambda *args: ({}, next(points), []) if args[-1] == "val" else evaluate(*args),
+        lambda *args: ({}, next(points), []) if args[-2] == "val" else evaluate(*args),
     )
 
 
