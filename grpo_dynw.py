@@ -430,7 +430,10 @@ def main():
             state |= {"optimizer": moments, "rng": gathered([random.get_rng_state()]), "r_pareto": r_pareto}
             state |= dict(step=step, metrics=metrics, buffer=buffer, tested=tested, total_length=total_length, w=w)
             if RANK == 0:  # all or nothing
-                torch.save(state, folder / "checkpoint.tmp")
+                try:
+                    torch.save(state, folder / "checkpoint.tmp")
+                except RuntimeError as error:  # what torch makes of a full disk
+                    raise OSError(f"{folder / 'checkpoint.tmp'} cannot be written") from error
                 os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
         if actor is not policy:
             for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
@@ -575,9 +578,12 @@ def main():
 
 
 if __name__ == "__main__":
+    said = None
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted: --resume goes on from the last checkpoint")
     except (rewards.RewardError, OSError) as error:  # an objective that fails, a disk that is full
-        fail(f"{error}; --resume goes on from the last checkpoint")
+        said = str(error)
+    if said:  # here, the frames of main have gone, and its progress bar with them
+        fail(f"{said}; --resume goes on from the last checkpoint")
