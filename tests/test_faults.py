@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,3 +179,20 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folders, tmp_path, w
     assert_same(one, other)
     one, other = (without_times(compare.read_metrics(folder)) for folder in (whole, killed))
     assert one == other
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow(tmp_path):
+    """Over 500 steps of the embedded default, after 50 to warm up: by 5% at most."""
+    command = [sys.executable, ROOT / "grpo_dynw.py", "--steps", "500", "--output-dir", tmp_path / "run"]
+    process, sizes = subprocess.Popen([*command, "--weighting", "gradient"], stderr=subprocess.DEVNULL), {}
+    while process.poll() is None:
+        time.sleep(1)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        metrics = tmp_path / "run/metrics.jsonl"
+        if "VmRSS" in status and metrics.exists():
+            sizes[len(metrics.read_text().splitlines()) - 1] = int(status.split("VmRSS:")[1].split()[0])
+    assert process.returncode == 0
+    early = max(size for step, size in sizes.items() if step <= 50)
+    late = max(size for step, size in sizes.items() if step > 50)
+    assert late <= 1.05 * early, (early, late)

@@ -57,6 +57,18 @@ def test_hypervolume_against_moocore(k, kind):
             assert hypervolume(points, reference) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
+@pytest.mark.slow
+def test_ten_thousand_random_cases_against_moocore():
+    """K from 1 to 6, up to 12 points, many with equal coordinates or below the reference."""
+    rng = np.random.default_rng(0)
+    for case in range(10000):
+        k, reference = case % 6 + 1, rng.uniform(-0.2, 0.3)
+        points = rng.uniform(size=(rng.integers(1, 13), k)).round(rng.integers(1, 4))
+        above = points[(points > reference).all(axis=1)]  # moocore is asked only about points that count
+        expected = moocore.hypervolume(above, ref=[reference] * k, maximise=True) if len(above) else 0.0
+        assert hypervolume(points, [reference] * k) == pytest.approx(expected, rel=1e-9, abs=1e-15), case
+
+
 @pytest.mark.parametrize("k", [3, 5])
 def test_hypervolume_of_two_hundred_points_against_moocore(k):
     points = on_sphere(np.random.default_rng(0), 200, k)

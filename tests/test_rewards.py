@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import ROOT
 from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -587,6 +589,32 @@ def test_no_text_raises():
             rows = score(["accuracy", "conciseness", "clarity"], [response], [{"answer": answer}], [3], 2.5)
             assert set(rows[0]) <= {0.0, 1.0}
         assert accuracy(rf"\boxed {text}", text.split("$")[0]) in (0.0, 1.0)
+
+
+PIECES = st.sampled_from([*FRAGMENTS, r"\boxed", r"\boxed{", r"\frac", r"\sqrt", r"\text{ ", "{{", "}}"])
+HOSTILE = st.lists(st.one_of(st.characters(categories=["C", "L", "N", "P", "S", "Z"]), PIECES)).map("".join)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(response=HOSTILE, answer=HOSTILE)
+def test_no_text_of_any_characters_raises(response, answer):
+    """Surrogates, NULs and all other control characters among them, and braces that nest or do not close."""
+    for text in (response, rf"\boxed{{{response}}}"):
+        rows = score(["accuracy", "conciseness", "clarity"], [text], [{"answer": answer}], [3], 2.5)
+        assert set(rows[0]) <= {0.0, 1.0}
+    boxed = rewards.last_boxed(response)
+    assert boxed is None or boxed in response
+    assert accuracy(rf"\boxed{{{answer}}}", answer) == 1.0 or "{" in answer or "}" in answer or "boxed" in answer
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(unit=st.lists(PIECES, min_size=1, max_size=3).map("".join))
+def test_time_is_linear_in_a_text_of_megabytes(unit):
+    """Of 1 MB; a quadratic way would take hours, these take half a second."""
+    text = (unit * 1_000_000)[:1_000_000]
+    started = time.perf_counter()
+    score(["accuracy", "clarity"], [text, rf"\boxed{{{text}}}"], [{"answer": "7"}] * 2, [3] * 2, 2.5)
+    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800", "9" * 10000, "9" * 5000 + "/" + "8" * 5000, r"\frac", r"\sqrt", "a/"])
