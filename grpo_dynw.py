@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
@@ -583,7 +584,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit("Interrupted: --resume goes on from the last checkpoint")
-    except (rewards.RewardError, OSError) as error:  # an objective that fails, a disk that is full
+    except (rewards.RewardError, OSError, SafetensorError) as error:  # an objective that fails, a disk that is full
         said = str(error)
     if said:  # here, the frames of main have gone, and its progress bar with them
         fail(f"{said}; --resume goes on from the last checkpoint")

@@ -145,6 +145,15 @@ def test_a_full_disk_ends_in_a_line_and_leaves_the_last_checkpoint_whole(folders
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_that_is_full_at_the_end_ends_in_a_line(folders, tmp_path):
+    """safetensors has an exception of its own for it."""
+    objective = "import transformers\nfrom safetensors import SafetensorError\n"
+    objective += "def full(*_): raise SafetensorError('No space left on device')\n"
+    objective += "transformers.Qwen3ForCausalLM.save_pretrained = full"
+    done = in_a_process(folders, objective, "--output-dir", tmp_path / "run")
+    assert done.returncode == 2 and "No space left on device" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["fixed", "hypervolume", "gradient"])
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folders, tmp_path, weighting):

@@ -112,10 +112,18 @@ def test_only_what_changes_no_result_may_be_given_anew(run, main, script, folder
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
 
 
+class Harmful:
+    """What pickle makes a file of when it is loaded."""
+
+    def __reduce__(self):
+        return open, ("harm.txt", "w")
+
+
 REFUSED = {
     "no checkpoint": (lambda folder: (folder / "checkpoint.pt").unlink(), []),
     "no folder": (lambda folder: folder.rename(folder.with_name("other")), []),
     "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), []),
+    "a checkpoint that would run code": (lambda folder: torch.save(Harmful(), folder / "checkpoint.pt"), []),
     "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
     "another model": (lambda folder: None, ["--model", "{gpt2}"]),
     "another algorithm": (lambda folder: change(folder, algorithm="rloo"), []),
@@ -152,7 +160,7 @@ def test_what_cannot_be_resumed_is_refused_in_one_line_and_left_as_it_is(run, ma
                 main(script, "--resume", folder, *[flag.format(**folders) for flag in flags])
             err = capfd.readouterr().err
             assert stop.value.code == 2 and err.startswith("grpo_dynw.py: error: ") and err.count("\n") == 1
-            assert all_files(folder) == before
+            assert all_files(folder) == before and not Path("harm.txt").exists()
 
 
 # Where else metrics go
