@@ -126,8 +126,8 @@ def settle(args):
     args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if not (len(args.weights) == K and min(args.weights) >= 0 and abs(sum(args.weights) - 1) < 1e-6):
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
-    if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) == 2:
-        fail("--influence-scale unit: both influences of two objectives are 1 + cos, and nothing moves: give clip")
+    if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
+        fail("--influence-scale unit: of two objectives both influences are 1 + cos; give clip and a smaller --mu")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: two shares, in order")
     least = {"num_generations": 2, "clip_dual": 1.001, "mu": 1e-99, "eval_every": 1, "updates_per_step": 1}
@@ -415,7 +415,7 @@ def main():
             elif args.report_to == "wandb":
                 reporter = reporter.init(project="dynw", config=config, dir=folder)
     except Exception as error:
-        fail(f"{what}: {' '.join(str(error.__cause__ or error or repr(error)).split())}")
+        fail(f"{what}: {' '.join((str(error.__cause__ or error) or repr(error)).split())}")
     logging.disable(logging.NOTSET)
     if args.gradient_checkpointing:
         for layer in decoder_layers(policy):  # the model's own way needs training mode, so dropout
@@ -583,8 +583,8 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Interrupted: --resume goes on from the last checkpoint")
+        sys.exit("Interrupted: --resume goes on from the last checkpoint, if there is one")
     except (rewards.RewardError, OSError, SafetensorError) as error:  # an objective that fails, a disk that is full
         said = str(error)
     if said:  # here, the frames of main have gone, and its progress bar with them
-        fail(f"{said}; --resume goes on from the last checkpoint")
+        fail(f"{said}; --resume goes on from the last checkpoint, if there is one")

@@ -82,7 +82,7 @@ def test_copies_of_three_files_are_a_working_program(folders, tmp_path):
     for name, process in zip(SCRIPTS, started):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0 and "Traceback" not in err, err
-        [about_pictures, about_the_rest] = out.splitlines()
+        [_, about_pictures, about_the_rest] = out.splitlines()  # the first tells what was read
         assert "No pictures" in about_pictures and "compare.py" in about_pictures and "run" in about_the_rest
         written = {path.name for path in (tmp_path / name / "run").iterdir()}
         assert written == {"args.json", "completions.jsonl", "metrics.jsonl", "model"}
@@ -253,7 +253,7 @@ def test_conciseness_compares_with_the_mean_over_all_training_rollouts_so_far(ru
     run("--steps", "3", "--eval-every", "3")
     lengths, training = [], [args for args, _ in calls if len(args[1]) == 16]
     assert len(training) == 3
-    for _, _, _, batch, mean_length in training:
+    for _, _, _, batch, mean_length, _ in training:
         lengths += batch
         assert mean_length == pytest.approx(sum(lengths) / len(lengths))
 
@@ -340,11 +340,11 @@ def test_every_group_holds_the_responses_to_one_problem_and_its_answer(run, fold
     run("--steps", "1")
     problems = read_lines(folders["data"] / "train.jsonl")
     [(args, batch)] = [call for call in rolled if len(call[1]["texts"]) == 16]
-    [(_, responses, answers, lengths, _)] = [args for args, _ in scored if len(args[1]) == 16]
+    [(_, responses, scored_for, lengths, _, step)] = [args for args, _ in scored if len(args[1]) == 16]
     assert args[3] == 4 and len(args[2]) == 4
     asked = [next(p for p in problems if p["problem"] in tokenizer.decode(prompt)) for prompt in args[2]]
     assert len({p["problem"] for p in asked}) == 4
-    assert answers == [p["answer"] for p in asked for _ in range(4)]
+    assert step == 1 and [p["answer"] for p in scored_for] == [p["answer"] for p in asked for _ in range(4)]
     prompts = [ids[at.bool()].tolist() for ids, at in zip(batch["ids"], batch["attention"])]
     assert all(row[: len(args[2][i // 4])] == args[2][i // 4] for i, row in enumerate(prompts))
     assert responses == batch["texts"] and lengths == batch["lengths"].tolist()
@@ -647,6 +647,7 @@ def inputs(folders, tmp_path_factory):
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         settings = json.loads((paths["endless"] / name).read_text())
         (paths["endless"] / name).write_text(json.dumps({**settings, "eos_token_id": None, "eos_token": None}))
+    (paths["endless"] / "chat_template.jinja").unlink()  # which would know the end of a turn
     return paths
 
 

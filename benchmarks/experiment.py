@@ -1,0 +1,148 @@
+"""
+Does dynamic weighting win? The runs that answer it, and their results in benchmarks/results.csv.
+
+    python benchmarks/experiment.py                          the main experiment: 5 weightings, 3 algorithms, 5 seeds
+    python benchmarks/experiment.py --study ablations        also: learning-rate
+    python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --seeds 1 2 3
+
+Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
+repeated, one that was stopped goes on from its last checkpoint, and `python benchmarks/report.py` draws tables and
+figures from the CSV alone, however far it has come. A run takes 5 to 8 minutes, the main experiment 4 hours on two
+cores.
+
+What was chosen before: the learning rate, on balanced weights alone (--study learning-rate, seed 0, by the hypervolume
+at the end). Variants are judged on seeds 4 to 8; whatever was tuned, was tuned on seeds 1 to 3.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from compare import read_metrics  # noqa: E402
+
+STEPS, EVAL_EVERY = 120, 10
+NAMES = ["accuracy", "conciseness", "clarity"]
+FIELDS = ["task", "algorithm", "variant", "seed", "step", *NAMES, *(f"w_{name}" for name in NAMES)]
+FIELDS += ["r_pareto", "seconds"]
+LEARNING_RATES = ["1e-5", "2e-5", "4e-5"]
+MAIN = {
+    "accuracy-focused": "--weights 0.5 0.25 0.25",
+    "balanced": "",
+    "efficiency-focused": "--weights 0.25 0.375 0.375",
+    "hypervolume": "--weighting hypervolume",
+    "gradient": "--weighting gradient",
+}
+ABLATIONS = {
+    "balanced": "",
+    "hypervolume": "--weighting hypervolume",
+    "gradient": "--weighting gradient",
+    "hypervolume, r_pareto on the reward": "--weighting hypervolume --meta-reward-on reward",
+    "hypervolume, scale 1": "--weighting hypervolume --hv-scale 1",
+    "hypervolume, scale 2048": "--weighting hypervolume --hv-scale 2048",
+    "hypervolume, from the initial model": "--weighting hypervolume --hv-reference initial",
+    "gradient, clipped": "--weighting gradient --influence-scale clip",
+    "gradient, mu / 10": "--weighting gradient --mu 2e-5",
+    "gradient, mu x 10": "--weighting gradient --mu 2e-3",
+    "gradient, least weight 0.05": "--weighting gradient --min-weight 0.05",
+    "gradient, least weight 0.15": "--weighting gradient --min-weight 0.15",
+    "gradient, all layers": "--weighting gradient --probe-layers 0 1",
+    "gradient, last layer": "--weighting gradient --probe-layers 0.75 1",
+    "balanced, each normalised": "--normalize each",
+    "gradient, each normalised": "--weighting gradient --normalize each",
+    "balanced, polynomial": "--lr-schedule polynomial",
+    "hypervolume, polynomial": "--weighting hypervolume --lr-schedule polynomial",
+    "gradient, polynomial": "--weighting gradient --lr-schedule polynomial",
+}
+STUDIES = {  # name: algorithms, flags of each variant, seeds
+    "main": (["grpo", "rloo", "reinforce"], MAIN, [4, 5, 6, 7, 8]),
+    "learning-rate": (
+        ["grpo", "rloo", "reinforce"],
+        {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in LEARNING_RATES},
+        [0],
+    ),
+    "ablations": (["grpo"], ABLATIONS, [1, 2, 3]),
+}
+
+
+def train(algorithm, flags, seed, folder, more):
+    """Runs a script on one core to its end, from its last checkpoint if it has one."""
+    command = [sys.executable, ROOT / f"{algorithm}_dynw.py"]
+    if (folder / "checkpoint.pt").exists():
+        command += ["--resume", folder]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        command += ["--output-dir", folder, "--seed", str(seed), "--steps", str(STEPS), *flags.split(), *more]
+        command += ["--eval-every", str(EVAL_EVERY), "--checkpoint-every", str(EVAL_EVERY)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{folder}: {done.stderr.strip()[-300:]}")
+
+
+def results(folder):
+    """Of each evaluation of a run: step, performance, weights, r_pareto (its mean since the last), seconds so far."""
+    lines, since, seconds = read_metrics(folder), [], 0.0
+    for line in lines:
+        seconds += sum(value for name, value in line.items() if name.startswith("time/"))
+        since.append(line.get("r_pareto", 1.0))
+        if f"eval/performance/{NAMES[0]}" in line:
+            performance = [round(line[f"eval/performance/{name}"], 6) for name in NAMES]
+            weights = [round(line[f"weights/{name}"], 4) if line["step"] else "" for name in NAMES]
+            yield [line["step"], *performance, *weights, round(float(np.mean(since)), 4), round(seconds)]
+            since = []
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--study", default="main", choices=STUDIES, help="which runs (default: main)")
+    parser.add_argument("--algorithms", nargs="+", help="grpo, rloo, reinforce (default: the study's)")
+    parser.add_argument("--variants", nargs="+", help="of the study (default: all)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="(default: the study's)")
+    parser.add_argument("--task", default="embedded", help="what the CSV calls this model and data")
+    parser.add_argument("--model", help="a folder or a name on the Hub (default: the embedded model)")
+    parser.add_argument("--dataset", help="likewise")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/experiment", help="where the runs go")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
+    args = parser.parse_args()
+    algorithms, variants, seeds = STUDIES[args.study]
+    algorithms, seeds = args.algorithms or algorithms, args.seeds or seeds
+    if unknown := {*(args.variants or [])} - variants.keys():
+        parser.error(f"--variants: no {', '.join(unknown)} in this study, which has {', '.join(variants)}")
+    more = [f"--{name}={value}" for name in ("model", "dataset") if (value := getattr(args, name))]
+
+    if not args.results.exists():
+        args.results.write_text(",".join(FIELDS) + "\n")
+    with open(args.results, newline="") as file:
+        done = {tuple(row[name] for name in FIELDS[:4]) for row in csv.DictReader(file)}
+    cases = [(args.task, *case) for case in product(algorithms, args.variants or variants, seeds)]
+    cases = sorted((case for case in cases if tuple(map(str, case)) not in done), key=lambda case: case[3])
+    lock, started = Lock(), time.perf_counter()
+
+    def run(case):
+        task, algorithm, variant, seed = case
+        folder = args.runs / "-".join(map(str, case)).replace(" ", "_").replace(",", "")
+        train(algorithm, variants[variant], seed, folder, more)
+        with lock, open(args.results, "a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([*case, *line] for line in results(folder))
+        (folder / "checkpoint.pt").unlink()
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(tqdm(pool.map(run, cases), total=len(cases), desc=args.study))
+    print(f"{len(cases)} runs in {(time.perf_counter() - started) / 3600:.1f} hours, results in {args.results}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""
+Tables and figures of the experiment, from benchmarks/results.csv alone.
+
+    python benchmarks/report.py        writes benchmarks/RESULTS.md and benchmarks/experiment-*.png
+"""
+
+import argparse
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from compare import COLOURS, STYLE  # noqa: E402
+from hypervolume import hypervolume, pareto_front  # noqa: E402
+
+LIMIT = 96
+NAMES = ["accuracy", "conciseness", "clarity"]
+FIXED = ["accuracy-focused", "balanced", "efficiency-focused"]
+DYNAMIC = ["hypervolume", "gradient"]
+TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
+MEASURES = {  # name in the CSV's words: how it is printed
+    "hv": ("hypervolume", "{:.3f}"),
+    "hv_last": ("of the last point", "{:.3f}"),
+    "area": ("area", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
+    "length": ("length", "{:.1f}"),
+    "clarity": ("clarity", "{:.3f}"),
+    "front_mean": ("mean over the front", "{:.3f}"),
+    "front_index": ("its mean step", "{:.0f}"),
+}
+
+
+def summary(run):
+    """The measures of one run, from its evaluations in order."""
+    points, steps = run[NAMES].to_numpy(), run["step"].to_numpy()
+    volumes = np.array([hypervolume(points[: i + 1], [0.0] * len(NAMES)) for i in range(len(points))])
+    is_on_front, (accuracy, conciseness, clarity) = pareto_front(points), points[-1]
+    return {
+        "hv": volumes[-1],
+        "hv_last": points[-1].prod(),
+        "area": np.trapezoid(volumes, steps) / steps[-1],
+        "accuracy": accuracy,
+        "length": LIMIT * (1 - conciseness),
+        "clarity": clarity,
+        "front_mean": points[is_on_front].mean(),
+        "front_index": steps[is_on_front].mean(),
+        "volumes": volumes,
+        "steps": steps,
+    }
+
+
+def interval(values, pattern="{:.3f}"):
+    """Mean and half the width of its 95% confidence interval (Student's t), as text; of one value, that."""
+    if len(values) == 1:
+        return pattern.format(*values)
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{pattern.format(np.mean(values))} ± {pattern.format(half)}"
+
+
+def holm(p):
+    """P-values adjusted by Holm's method."""
+    p, adjusted, largest = np.asarray(p), np.empty(len(p)), 0.0
+    for rank, i in enumerate(np.argsort(p)):
+        largest = adjusted[i] = max(largest, min(1.0, (len(p) - rank) * p[i]))
+    return adjusted
+
+
+def table(rows):
+    """Rows of cells, the first of them titles, as Markdown."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def final_table(runs):
+    """Of each algorithm and variant, every measure with its confidence interval over seeds."""
+    rows = [["algorithm", "weighting", "seeds", *(title for title, _ in MEASURES.values()), "steps to 95%"]]
+    for (algorithm, variant), same in runs.groupby(["algorithm", "variant"], sort=False):
+        cells = [interval(same[name].to_numpy(), pattern) for name, (_, pattern) in MEASURES.items()]
+        reached = same["reached"].dropna()
+        to_95 = f"{reached.median():.0f} ({len(reached)} of {len(same)})" if len(reached) else f"(0 of {len(same)})"
+        rows.append([TITLES[algorithm], variant, len(same), *cells, to_95])
+    return table(rows)
+
+
+def comparisons(runs, dynamic):
+    """Each of the `dynamic` variants against each fixed one, paired by seed, on the area: rows, and p by Holm."""
+    rows = []
+    for algorithm, same in runs.groupby("algorithm", sort=False):
+        areas = same.pivot(index="seed", columns="variant", values="area")
+        for variant, fixed in ((v, f) for v in dynamic for f in FIXED if {v, f} <= set(areas)):
+            difference = (areas[variant] - areas[fixed]).dropna().to_numpy()
+            if len(difference) > 1:
+                rows.append([TITLES[algorithm], variant, fixed, difference, stats.ttest_1samp(difference, 0).pvalue])
+    adjusted = holm([row[-1] for row in rows])
+    cells = [["algorithm", "weighting", "against", "difference in area", "p", "p, Holm", ""]]
+    for (algorithm, variant, fixed, difference, p), p_holm in zip(rows, adjusted):
+        verdict = "no difference survives"
+        if p_holm < 0.05:
+            verdict = f"{variant} is {'ahead of' if difference.mean() > 0 else 'behind'} {fixed}"
+        cells.append([algorithm, variant, fixed, interval(difference), f"{p:.2g}", f"{p_holm:.2g}", verdict])
+    return table(cells)
+
+
+def read_results(path):
+    """The CSV as a frame of evaluations, and one of runs with their measures."""
+    evaluations = pandas.read_csv(path)
+    keys = ["task", "algorithm", "variant", "seed"]
+    runs = pandas.DataFrame(
+        {**dict(zip(keys, key)), **summary(run)} for key, run in evaluations.groupby(keys, sort=False)
+    )
+    runs["reached"] = np.nan
+    for _, same in runs.groupby(["task", "algorithm"]):
+        fixed = same[same["variant"].isin(FIXED)]
+        if len(fixed):
+            best = fixed.groupby("variant")["hv"].mean().idxmax()
+            goals = fixed[fixed["variant"] == best].set_index("seed")["hv"]
+            for i, run in same.iterrows():
+                late = run["steps"][run["volumes"] >= 0.95 * goals.get(run["seed"], np.inf)]
+                runs.loc[i, "reached"] = late[0] if len(late) else np.nan
+    return evaluations, runs
+
+
+def band(axes, x, values, colour, label, **style):
+    """The mean over seeds, values (seeds, N), and one standard deviation to both sides."""
+    mean, deviation = values.mean(0), values.std(0)
+    axes.plot(x, mean, color=colour, label=label, **style)
+    axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+
+
+def per_seed(evaluations, column):
+    """A column of evaluations as an array (seeds, N)."""
+    return evaluations.pivot(index="seed", columns="step", values=column).to_numpy()
+
+
+def best_attained(points, x):
+    """For each value in `x`, the largest y of points (N, 2) whose x is at least that, or 0."""
+    return np.array([points[points[:, 0] >= value, 1].max(initial=0.0) for value in x])
+
+
+def styled(variants):
+    """(variant, colour, line style): fixed ones dashed."""
+    return [(v, COLOURS[i % len(COLOURS)], "--" if v in FIXED else "-") for i, v in enumerate(variants)]
+
+
+def draw_volumes(runs, algorithms, variants):
+    """Hypervolume of the front so far over the steps, a panel an algorithm."""
+    figure = Figure(figsize=(4.6 * len(algorithms), 4), layout="constrained")
+    for axes, algorithm in zip(figure.subplots(1, len(algorithms), squeeze=False)[0], algorithms):
+        for variant, colour, style in styled(variants):
+            same = runs[(runs["algorithm"] == algorithm) & (runs["variant"] == variant)]
+            if len(same):
+                band(axes, same["steps"].iloc[0], np.stack(same["volumes"]), colour, variant, linestyle=style)
+        axes.set(title=TITLES[algorithm], xlabel="step", ylabel="hypervolume of the front so far")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2 * len(algorithms))
+    return figure
+
+
+def draw_fronts(evaluations, algorithms, variants):
+    """Mean fronts over seeds in each plane of two objectives, a row an algorithm."""
+    figure = Figure(figsize=(13, 3.8 * len(algorithms)), layout="constrained")
+    for row, algorithm in zip(figure.subplots(len(algorithms), 3, squeeze=False), algorithms):
+        own = evaluations[evaluations["algorithm"] == algorithm]
+        for axes, pair in zip(row, combinations(NAMES, 2)):
+            x_name, y_name = sorted(pair, key=["conciseness", "clarity", "accuracy"].index)
+            grid = np.linspace(own[x_name].min(), own[x_name].max(), 200)
+            shown = LIMIT * (1 - grid) if x_name == "conciseness" else grid
+            for variant, colour, style in styled(variants):
+                seeds = own[own["variant"] == variant].groupby("seed")
+                if len(seeds):
+                    fronts = [best_attained(run[[x_name, y_name]].to_numpy(), grid) for _, run in seeds]
+                    band(axes, shown, np.stack(fronts), colour, variant, linestyle=style)
+            start = own[own["step"] == 0].iloc[0]
+            x = LIMIT * (1 - start[x_name]) if x_name == "conciseness" else start[x_name]
+            axes.plot(x, start[y_name], "k*", markersize=14)
+            axes.set(title=TITLES[algorithm], xlabel="length (tokens)" if x_name == "conciseness" else x_name)
+            axes.set(ylabel=y_name, ylim=(own[y_name].min(), 1.02))
+            axes.xaxis.set_inverted(x_name == "conciseness")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def draw_weights(evaluations, algorithms):
+    """The weights of gradient-based weighting and the r_pareto of hypervolume-guided weighting, over the steps."""
+    figure = Figure(figsize=(4.6 * len(algorithms), 6.5), layout="constrained")
+    for (above, below), algorithm in zip(figure.subplots(2, len(algorithms), squeeze=False).T, algorithms):
+        own = evaluations[(evaluations["algorithm"] == algorithm) & (evaluations["step"] > 0)]
+        moving, guided = own[own["variant"] == "gradient"], own[own["variant"] == "hypervolume"]
+        for name, colour in zip(NAMES, COLOURS[3:]):
+            if len(moving):
+                band(above, moving["step"].unique(), per_seed(moving, f"w_{name}"), colour, name)
+        if len(guided):
+            band(below, guided["step"].unique(), per_seed(guided, "r_pareto"), "black", "r_pareto")
+        above.set(title=f"{TITLES[algorithm]}: weights, gradient", ylim=(0, 1), xlabel="step")
+        below.set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.4, 2.1), xlabel="step")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def report(runs, figures):
+    """All tables as Markdown. figures: (name, what it shows) of each picture that there is."""
+    text = [
+        "# Does dynamic weighting win?",
+        "Drawn by `python benchmarks/report.py` from [results.csv](results.csv), made by `benchmarks/experiment.py`. "
+        "Means over seeds ± half of their 95% confidence intervals; performance on the test split, greedy; "
+        "hypervolumes from the worst corner. Area is that under the hypervolume of the front so far, over steps, the "
+        "main measure. Steps to 95% are those until a run has 95% of what the best fixed weighting of its algorithm "
+        "has at the end with the same seed: the median of the runs that get there, and how many do.",
+    ]
+    for task, same in runs.groupby("task", sort=False):
+        text.append(f"## Task: {task}")
+        main = same[same["variant"].isin(FIXED + DYNAMIC) & (same["seed"] >= 4)]
+        if len(main):
+            text += [final_table(main), comparisons(main, DYNAMIC)]
+            text += [f"![{what}]({name})" for name, what in figures if name.startswith(f"experiment-{task}")]
+        tuned = same[same["seed"].between(1, 3)]
+        if len(tuned):
+            text += ["### Ablations, three seeds, 1 to 3", final_table(tuned)]
+        chosen = same[same["seed"] == 0]
+        if len(chosen):
+            text += ["### The learning rate, chosen on balanced weights, seed 0"]
+            text += ["The one with the largest hypervolume at the end is, in all three algorithms, 2e-5, the default."]
+            text += [final_table(chosen)]
+    return "\n\n".join(text) + "\n"
+
+
+@matplotlib.rc_context(STYLE)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="where tables and figures go")
+    args = parser.parse_args()
+    evaluations, runs = read_results(args.results)
+    figures = []
+    for task, same in evaluations[evaluations["seed"] >= 4].groupby("task", sort=False):
+        algorithms, own = list(same["algorithm"].unique()), runs[(runs["task"] == task) & (runs["seed"] >= 4)]
+        variants = [v for v in FIXED + DYNAMIC if v in set(same["variant"])]
+        for kind, what, figure in (
+            ("volumes", "Hypervolume over the steps", draw_volumes(own, algorithms, variants)),
+            ("fronts", "Fronts", draw_fronts(same, algorithms, variants)),
+            ("weights", "Weights and r_pareto over the steps", draw_weights(same, algorithms)),
+        ):
+            figures.append((f"experiment-{task}-{kind}.png", what))
+            figure.savefig(args.output / figures[-1][0], dpi=120)
+    (args.output / "RESULTS.md").write_text(report(runs, figures))
+    print(f"{len(runs)} runs: {args.output / 'RESULTS.md'}")
+
+
+if __name__ == "__main__":
+    main()

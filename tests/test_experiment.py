@@ -1,0 +1,63 @@
+"""The tables of benchmarks/RESULTS.md are those of benchmarks/results.csv, by other ways of counting, too."""
+
+import csv
+import math
+import sys
+from collections import defaultdict
+
+import moocore
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import report  # noqa: E402
+
+EVALUATIONS, RUNS = report.read_results(ROOT / "benchmarks/results.csv")
+TEXT = (ROOT / "benchmarks/RESULTS.md").read_text()
+
+
+def runs_by_hand():
+    """Of each run: (hypervolume at the end, area) from the lines of the CSV, by moocore and the trapezium rule."""
+    lines, found = defaultdict(list), {}
+    with open(ROOT / "benchmarks/results.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            point = [float(row[name]) for name in ("accuracy", "conciseness", "clarity")]
+            lines[row["algorithm"], row["variant"], int(row["seed"])].append((int(row["step"]), point))
+    for key, run in lines.items():
+        points = np.array([point for _, point in run])
+        volumes = [moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) for i in range(len(run))]
+        area = sum((run[i][0] - run[i - 1][0]) * (volumes[i] + volumes[i - 1]) / 2 for i in range(1, len(run)))
+        found[key] = volumes[-1], area / run[-1][0]
+    return found
+
+
+def test_the_tables_are_those_of_the_csv():
+    figures = [line[2:].split("](") for line in TEXT.splitlines() if line.startswith("![")]
+    assert report.report(RUNS, [(name[:-1], what) for what, name in figures]) == TEXT
+
+
+def test_every_run_is_whole():
+    for key, run in EVALUATIONS.groupby(["task", "algorithm", "variant", "seed"]):
+        assert run["step"].tolist() == list(range(0, 121, 10)), key
+
+
+def test_hypervolume_and_area_counted_by_hand():
+    by_hand = runs_by_hand()
+    assert len(by_hand) == len(RUNS)
+    for _, run in RUNS.iterrows():
+        expected = by_hand[run["algorithm"], run["variant"], run["seed"]]
+        assert (run["hv"], run["area"]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_paired_comparison_by_hand():
+    """Of gradient and balanced under GRPO: the mean difference, and half of its interval with t(.975, 4) = 2.776."""
+    by_hand = runs_by_hand()
+    d = np.array([by_hand["grpo", "gradient", s][1] - by_hand["grpo", "balanced", s][1] for s in range(4, 9)])
+    half = 2.7764451 * math.sqrt(((d - d.mean()) ** 2).sum() / 4 / 5)
+    assert f"| GRPO | gradient | balanced | {d.mean():.3f} ± {half:.3f} |" in TEXT
+
+
+def test_holm():
+    """The example of Holm (1979) in most textbooks: .01, .02, .03, .04 become .04, .06, .06, .06."""
+    assert report.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
