@@ -359,7 +359,7 @@ def main():
             device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
             dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
             sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
-        torch.empty(0, device=device).tolist()
+        torch.empty(0, device=device).tolist()  # it must be there, and hold values, as "meta" does not
         if is_cuda:
             torch.cuda.set_device(torch.device(device).index or 0)
         torch.manual_seed(args.seed * WORLD + RANK)
@@ -434,7 +434,7 @@ def main():
                 try:
                     torch.save(state, folder / "checkpoint.tmp")
                 except RuntimeError as error:  # what torch makes of a full disk
-                    raise OSError(f"{folder / 'checkpoint.tmp'} cannot be written") from error
+                    raise OSError(f"{folder / 'checkpoint.tmp'} cannot be written (a full disk?)") from error
                 os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
         if actor is not policy:
             for source, target in zip(policy.parameters(), actor.parameters(), strict=True):

@@ -7,7 +7,7 @@ linear in the response and raises nothing. An objective of your own is one funct
     def politeness(response, **_):
         return float("please" in response.lower())
 
-It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (of the sampled tokens),
+It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (in sampled tokens),
 `mean_length` (their running mean), `prompt`, `step`, and all other columns of the problem's row, and returns a number.
 Here, too, is what the problems are: `read_problems`.
 """
@@ -147,7 +147,7 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, en
             try:
                 chat, answer = question_and_answer(row)
             except ValueError as error:
-                raise ValueError(f"row {number} of split {split}: {error}, not {str(row)[:80]}") from None
+                raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
             chats.append([*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + suffix}])
             # The paper's data are taken as its evaluation, that of MATH, takes them.
             answers.append(answer if dataset in PAPER else bare_number(answer))

@@ -58,6 +58,15 @@ def test_the_paired_comparison_by_hand():
     assert f"| GRPO | gradient | balanced | {d.mean():.3f} ± {half:.3f} |" in TEXT
 
 
+def test_the_figures_of_the_readme_are_those_of_the_csv():
+    by_hand = runs_by_hand()
+    names, seeds = ("balanced", "hypervolume", "gradient"), range(4, 9)
+    area = {name: np.mean([by_hand["grpo", name, seed][1] for seed in seeds]) for name in names}
+    behind = [f"{area['balanced'] - area[name]:.3f}" for name in names[1:]]
+    said = f"by {behind[0]} (hypervolume) and {behind[1]} (gradient) of {area['balanced']:.3f}"
+    assert said in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_holm():
     """The example of Holm (1979) in most textbooks: .01, .02, .03, .04 become .04, .06, .06, .06."""
     assert report.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
