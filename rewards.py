@@ -116,7 +116,13 @@ def load_splits(dataset):
         patterns = datasets.data_files.get_data_patterns(str(Path(dataset).resolve()))
         splits = {str(s): datasets.load_dataset(dataset, data_files={s: p})[s] for s, p in patterns.items()}
     else:
-        splits = datasets.load_dataset(*PAPER.get(dataset, dataset).split(":", 1))
+        where = PAPER.get(dataset, dataset).split(":", 1)
+        try:
+            splits = datasets.load_dataset(*where)
+        except datasets.exceptions.DatasetGenerationError:  # as in a folder
+            builder = datasets.load_dataset_builder(*where)
+            files = builder.config.data_files or {}
+            splits = {str(s): datasets.load_dataset(builder.name, data_files={s: f})[s] for s, f in files.items()}
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
         train, rest = rows.train_test_split(0.4, seed=42).values()
         test, validation = rest.train_test_split(0.5, seed=42).values()

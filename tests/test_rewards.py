@@ -513,6 +513,23 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
         assert [p["answer"] for p in mine] == [row["reward_model"]["ground_truth"] for row in rows]
 
 
+def test_splits_on_the_hub_that_differ_in_other_columns_are_read(tmp_path, monkeypatch):
+    """The Hub's place is taken by a folder, which the library refuses to read as one dataset."""
+    for split, more in (("train", {}), ("validation", {"level": 3}), ("test", {"level": "hard"})):
+        datasets.Dataset.from_list([{"problem": "1+1?", "answer": "2", **more}]).to_json(tmp_path / f"{split}.jsonl")
+    load, build = datasets.load_dataset, datasets.load_dataset_builder
+
+    def at(path):
+        return str(tmp_path) if path == "someone/sums" else path
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **files: load(at(path), **files))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path: build(at(path)))
+    with pytest.raises(datasets.exceptions.DatasetGenerationError):
+        datasets.load_dataset("someone/sums")
+    splits = rewards.load_splits("someone/sums")
+    assert {name: rows[0].get("level") for name, rows in splits.items()} == dict(train=None, validation=3, test="hard")
+
+
 @pytest.mark.parametrize("suffix", ["", " Briefly."])
 def test_a_suffix_of_ones_own_takes_the_place_of_the_papers(suffix, monkeypatch):
     splits = datasets.DatasetDict({"train": rows_of(6), "test": rows_of(6)})
