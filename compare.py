@@ -192,8 +192,9 @@ def curves(run):
             "eval/completions/mean_length": {"color": "0.5", **ON_TEST},
         },
     }
-    if run["weighting"] == "gradient":
+    if run["weighting"] in ("gradient", "ascent"):
         panels["weights"] = {f"weights/{k}": {"color": c} for k, c in colours}
+    if run["weighting"] == "gradient":
         panels["influence, Eq. (3)"] = {f"influence/{k}": {"color": c} for k, c in colours}
     if run["weighting"] == "hypervolume":
         panels["r_pareto, Eq. (1)"] = {"r_pareto": {"color": "black"}}
@@ -272,8 +273,10 @@ def before_and_after(folder):
 def what_moved(folder):
     """What a dynamic weighting did in a run, and why, as a line of text. '' for fixed weights."""
     run, steps = read_run(folder), [line for line in read_metrics(folder) if line["step"]]
-    if run["weighting"] == "gradient" and steps:
+    if run["weighting"] in ("gradient", "ascent") and steps:
         went = ", ".join(f"{name} {steps[-1][f'weights/{name}']:.2f}" for name in run["objectives"])
+        if run["weighting"] == "ascent":
+            return f"\nWeights went to {went}: the lower an objective's performance, the higher its weight"
         means = [np.mean([line[f"influence/{name}"] or 0 for line in steps]) for name in run["objectives"]]
         why = ", ".join(f"{mean:.2f}" for mean in means)
         return (

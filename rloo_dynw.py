@@ -6,6 +6,7 @@ Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452).
     --weighting fixed        r = w . r_vec with constant weights w, the baseline
     --weighting hypervolume  w constant; what a step gains in validated hypervolume scales the next step (Alg. 1)
     --weighting gradient     w follows what each objective's policy gradient has in common with the others' (Alg. 2)
+    --weighting ascent       w_k in proportion to 1 / p_k, the ascent of the hypervolume; ours, not the paper's
 
     python rloo_dynw.py --weighting gradient
 
@@ -15,6 +16,7 @@ RLOO itself is between `# --- algorithm: ... ---` and `# --- end ---`. All the r
 
 import argparse
 import importlib
+import inspect
 import json
 import logging
 import math
@@ -23,8 +25,7 @@ import sys
 import warnings
 from functools import partial
 from pathlib import Path
-from time import perf_counter as clock
-from time import strftime
+from time import perf_counter, strftime
 
 import datasets
 import numpy as np
@@ -46,6 +47,7 @@ from hypervolume import contribution, hypervolume
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
 ALGORITHM = Path(__file__).stem.removesuffix("_dynw")
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
+SHARDED = "LOCAL_RANK" in os.environ  # as under torchrun, be it with one process
 PARSER = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
 fail = PARSER.error  # the answer to bad input: one line, exit code 2
 FREE = {"resume", "steps", "eval_every", "checkpoint_every", "report_to", "model", "dataset", "micro_batch_size"}
@@ -58,7 +60,7 @@ def parse_args():
             help += f" (default: {default})".replace("%", "%%")
         PARSER.add_argument(f"--{name}", default=default, help=help, **options)
 
-    flag("weighting", "fixed", "how objectives are weighed", choices=["fixed", "hypervolume", "gradient"])
+    flag("weighting", "fixed", "how objectives are weighed", choices=["fixed", "hypervolume", "gradient", "ascent"])
     flag("objectives", ["accuracy", "conciseness", "clarity"], "K names in rewards.py", nargs="+", type=str)
     flag("weights", None, "K initial weights (default: all equal)", nargs="+", type=float)
     flag("mu", None, "smaller moves weights faster (default: 10 learning rates)", type=float)
@@ -138,7 +140,7 @@ def settle(args):
     return saved
 
 
-def load_model(name, device, dtype=torch.float32, sharded=WORLD > 1):
+def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
     """
     A causal language model, its tokenizer, and the sampling settings it came with. These are set aside, and dropout is
     off, so that what samples is what is scored. Its generation_config.eos_token_id is a list of all ids that end.
@@ -167,6 +169,13 @@ def decoder_layers(model):
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
+def clock():
+    """Seconds, once the GPU has done what it was told: it is told ahead of time."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
 def problems_of_step(problems, step, size, seed):
     """The `size` problems of `step` (from 1). Every epoch goes through all of them, in an order of its own."""
     n, places, orders = len(problems), range((step - 1) * size, step * size), {}
@@ -178,7 +187,7 @@ def problems_of_step(problems, step, size, seed):
 # Several processes: each has a share of the problems and of every parameter.
 def summed(x):
     """The sum of a tensor over all processes, in place."""
-    if WORLD > 1:
+    if SHARDED:
         dist.all_reduce(x)
     return x
 
@@ -186,33 +195,57 @@ def summed(x):
 def gathered(items):
     """The lists of all processes as one."""
     lists = [items] * WORLD
-    if WORLD > 1:
+    if SHARDED:
         dist.all_gather_object(lists, items)
     return sum(lists, [])
 
 
 # Rollouts: N of T tokens, P of the prompt, padded on the left, and R of the response, padded on the right.
 @torch.no_grad()
+def respond(model, ids, attention, limit, sample):
+    """
+    Responses (B, R) of at most `limit` tokens to prompts (B, P), sampled from the model's own distribution or greedy.
+
+    In six segments, after each of which rows that have ended leave the batch and its cache, since lengths differ.
+    """
+    going, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
+    ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
+    found = ids.new_full((len(ids), limit), model.generation_config.pad_token_id)
+    cache = transformers.DynamicCache(config=model.config)
+    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
+    key = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # once its name
+    options |= {"do_sample": sample, key: cache}
+    for start in range(0, limit, size):
+        ids = model.generate(ids, attention_mask=attention, max_new_tokens=min(size, limit - start), **options)
+        new = ids[:, P + start :]
+        found[going, start : start + new.shape[1]] = new
+        left = ~torch.isin(new, ends).any(1)
+        if not left.any():
+            break
+        going, ids, attention = going[left], ids[left], nn.functional.pad(attention, (0, size), value=1)[left]
+        cache.batch_select_indices(left)
+    return found
+
+
 def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     """
-    G responses to each prompt (a list of token ids), sampled from the model's own distribution or greedy: texts (N),
-    and tensors ids and attention (N, T), mask of the responses (N, R), lengths and cut_off (N,).
+    G responses to each prompt (a list of token ids): texts (N), and tensors ids and attention (N, T), mask of the
+    responses (N, R), lengths and cut_off (N,).
     """
-    settings, prompts = model.generation_config, [torch.tensor(p, device=model.device) for p in prompts]
-    ids = pad_sequence(prompts, True, settings.pad_token_id, "left")
+    settings, size = model.generation_config, max(1, batch_size // G) * G
+    prompts = [torch.tensor(p, device=model.device) for p in prompts for _ in range(G)]
+    ids = pad_sequence(prompts, True, settings.pad_token_id, "left")  # (N, P)
     attention = pad_sequence([torch.ones_like(p) for p in prompts], True, 0, "left")
-    P, size = ids.shape[1], max(1, batch_size // G)
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    options |= {"do_sample": sample, "num_return_sequences": G, "max_new_tokens": limit}
-    parts = [model.generate(i, attention_mask=a, **options) for i, a in zip(ids.split(size), attention.split(size))]
-    ids = pad_sequence([row for part in parts for row in part], True, settings.pad_token_id)  # (N, T)
+    parts = zip(ids.split(size), attention.split(size))
+    new = torch.cat([respond(model, *part, limit, sample) for part in parts])
     # From the ids: a mask from pads would drop the end where both are one token.
-    is_end = torch.isin(ids[:, P:], torch.tensor(settings.eos_token_id, device=ids.device))
+    is_end = torch.isin(new, torch.tensor(settings.eos_token_id, device=new.device))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end
-    attention = torch.cat([attention.repeat_interleave(G, 0), mask.long()], 1)
-    texts = tokenizer.batch_decode([row[m] for row, m in zip(ids[:, P:], mask)], skip_special_tokens=True)
-    batch = {"texts": texts, "ids": ids, "attention": attention, "mask": mask}
-    return {**batch, "lengths": mask.sum(1), "cut_off": ~is_end.any(1)}
+    texts = tokenizer.batch_decode([row[m] for row, m in zip(new, mask)], skip_special_tokens=True)
+    lengths, cut_off = mask.sum(1), ~is_end.any(1)
+    new, mask = new[:, : lengths.max()], mask[:, : lengths.max()]
+    ids, attention = torch.cat([ids, new], 1), torch.cat([attention, mask.long()], 1)
+    return {"texts": texts, "ids": ids, "attention": attention, "mask": mask, "lengths": lengths, "cut_off": cut_off}
 
 
 def micro_batch(batch, rows):
@@ -284,7 +317,7 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
     x_i (T, in), the map's gradients are, but for the sign, g_k = sum_i A_ki delta_i^T x_i.
     """
     (layers, linears), gradients = probed, {}
-    mesh = DeviceMesh.from_group(dist.group.WORLD, A_k.device.type) if WORLD > 1 else None
+    mesh = DeviceMesh.from_group(dist.group.WORLD, A_k.device.type) if SHARDED else None
     old = A_k.new_zeros(batch["mask"].shape)
 
     def watch(A, linear, inputs, output):  # A: (K, B)
@@ -292,7 +325,7 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
             delta = delta.reshape(A.shape[1], -1, delta.shape[-1])  # (B, T, out)
             x = inputs[0].detach().to(delta.dtype).reshape(A.shape[1], -1, inputs[0].shape[-1])  # (B, T, in)
             g = A @ (delta.transpose(1, 2) @ x).flatten(1).to(A.dtype)  # (K, out * in)
-            if WORLD > 1:  # each process keeps its columns of the sum
+            if SHARDED:  # each process keeps its columns of the sum
                 g = DTensor.from_local(g, mesh, [Partial()]).redistribute(mesh, [Shard(1)]).to_local()
             gradients[linear] = gradients.get(linear, 0) + g
 
@@ -346,7 +379,7 @@ def main():
     what = args.resume
     try:
         saved, what = settle(args), args.device
-        if WORLD > 1:
+        if SHARDED:
             device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
             dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
             sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
@@ -357,7 +390,7 @@ def main():
         what = args.model
         policy, tokenizer, own_settings = load_model(args.model, device)
         actor = policy  # what generates: a copy, where the policy is sharded or has twice the precision
-        if WORLD > 1 or is_cuda:
+        if SHARDED or is_cuda:
             actor = load_model(args.model, device, torch.bfloat16 if is_cuda else torch.float32, sharded=False)[0]
         longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
         if args.max_prompt_tokens + args.max_new_tokens > longest:
@@ -426,7 +459,7 @@ def main():
                 os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
         if actor is not policy:
             for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
-                target.data.copy_(source.data.full_tensor() if WORLD > 1 else source.data)
+                target.data.copy_(source.data.full_tensor() if SHARDED else source.data)
         # 2. Hypervolume-guided weighting, Alg. 1: what a step gained on the validation split scales the next
         started = clock()
         if args.weighting == "hypervolume":
@@ -479,12 +512,18 @@ def main():
         updates = torch.arange(len(lengths), device=device).chunk(U)
         updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
         micros = sum(updates, ())
-        # 7. Gradient-based weighting, Alg. 2, and log-probabilities under the policy that sampled
+        # 7. Weights, and log-probabilities under the policy that sampled
+        if args.weighting == "ascent":  # ours: grad sum_k w0_k log p_k, of a box from the worst corner to the mean p
+            p = summed(r_vec.sum(1)) / (args.prompts_per_step * G)  # (K,)
+            if "conciseness" in names:  # as in evaluate()
+                p[names.index("conciseness")] = 1 - num_tokens / (args.prompts_per_step * G * args.max_new_tokens)
+            w = w.new_tensor(args.weights) / p.clamp(min=0.02)
+            w = w / w.sum()
         lr, old = args.learning_rate, None
         if args.lr_schedule == "polynomial":
             lr *= (1 - step / args.steps) ** 1.03
         metrics = {"learning_rate": lr, "r_pareto": r_pareto}
-        if args.weighting == "gradient":
+        if args.weighting == "gradient":  # Alg. 2
             A_k = advantage(r_vec, lengths, args).float()  # (K, N), as if each objective were the only one
             gram, old = gram_matrix(policy, probed, batch, micros, A_k, num_tokens)  # <g_j, g_k>, (K, K)
             length = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
@@ -528,7 +567,7 @@ def main():
                 terms["loss"].backward()
                 metrics |= {name: metrics.get(name, 0.0) + x.item() / U for name, x in terms.items()}
             grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-            grad_norm = grad_norm.full_tensor() if WORLD > 1 else grad_norm
+            grad_norm = grad_norm.full_tensor() if SHARDED else grad_norm
             if grad_norm.isfinite():  # else skipped
                 optimizer.step()
             optimizer.zero_grad()
@@ -558,7 +597,7 @@ def main():
         except ImportError:
             print("No pictures without compare.py and matplotlib")
         print(f"Metrics, completions and the model are in {folder}")
-    if WORLD > 1:
+    if SHARDED:
         dist.destroy_process_group()
 
 

@@ -87,7 +87,8 @@ def run(rank, port, said, case):
     """The script, as process `rank` of all."""
     for stream in (1, 2):
         os.dup2(said, stream)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case["processes"])}
+    if case["processes"] > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(case["processes"])}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     sys.argv = [f"{case['script']}.py", *case["flags"]]

@@ -19,7 +19,7 @@ ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text(
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [4, 5], [30, 31, 32, 33], [3, 4, 5, 6]]
 
 
-def rollouts(script, kind, tokenizer, G=1, limit=16, ends=(2, 7, *range(40, 80))):
+def rollouts(script, kind, tokenizer, G=1, limit=40, ends=(2, 7, *range(40, 80))):
     """A random model with several end tokens, its pad among them, and G sampled responses to each of PROMPTS."""
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
@@ -32,20 +32,31 @@ def group(size, baseline="whiten"):
     return SimpleNamespace(num_generations=size, baseline=baseline)
 
 
+def greedy(model, prompt, count):
+    """The `count` most probable tokens after `prompt`, one after the other, without a cache."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+    return ids[len(prompt) :]
+
+
 # Rollouts
 
 
 class Saying:
     """A model, and its tokenizer, that generates what it is told to, part after part, and decodes it to its ids."""
 
-    device = torch.device("cpu")
+    device, config = torch.device("cpu"), None
 
     def __init__(self, parts, ends, pad):
         self.parts = iter(parts)
         self.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
 
-    def generate(self, ids, num_return_sequences, **_):
-        return torch.cat([ids.repeat_interleave(num_return_sequences, 0), torch.tensor(next(self.parts))], 1)
+    def generate(self, ids, **_):
+        return torch.cat([ids, torch.tensor(next(self.parts))], 1)
+
+    def forward(self, cache):
+        raise NotImplementedError  # only its signature is looked at
 
     def batch_decode(self, rows, **_):
         return [row.tolist() for row in rows]
@@ -77,7 +88,7 @@ def test_rollout_masks_count_the_end_token_though_it_is_the_pad_token(script, ki
         response = batch["ids"][i, P : P + lengths[i]].tolist()
         ends = [token in model.generation_config.eos_token_id for token in response]
         assert not any(ends[:-1])
-        assert batch["cut_off"][i] == (not ends[-1]) and (ends[-1] or lengths[i] == 16)
+        assert batch["cut_off"][i] == (not ends[-1]) and (ends[-1] or lengths[i] == 40)
         assert batch["mask"][i].sum() == lengths[i]
         expected = [0] * (P - len(prompt)) + [1] * (len(prompt) + lengths[i])
         assert batch["attention"][i].tolist() == expected + [0] * (batch["ids"].shape[1] - len(expected))
@@ -108,16 +119,22 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
 @shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
-    model = random_model(kind, tokenizer).eval()
+    """Over three segments, from a cache that rows have left, as one sequence alone without a cache."""
+    model, sizes = random_model(kind, tokenizer).eval(), set()
     model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=2, do_sample=True)
-    batch = script.rollout(model, tokenizer, PROMPTS, 1, 5, 4, sample=False)
-    for prompt, got in zip(PROMPTS, batch["ids"][:, -5:].tolist()):
-        sequence = list(prompt)
-        for token in got:
-            assert model(torch.tensor([sequence])).logits[0, -1].argmax() == token
-            if token == 2:
-                break
-            sequence.append(token)
+    with torch.no_grad():
+        paths = [greedy(model, prompt, 40) for prompt in PROMPTS]
+    # An end token that ends some of them in each segment, and one never.
+    first = [{token: path.index(token) // 16 for token in path} for path in paths]
+    spread = {t: {where.get(t, 3) for where in first} for where in first for t in where}
+    end = max(spread, key=lambda token: len(spread[token]))
+    assert len(spread[end]) > 1
+    model.generation_config.eos_token_id = [end]
+    model.register_forward_pre_hook(lambda _, inputs, given: sizes.add(len(given["input_ids"])), with_kwargs=True)
+    batch = script.rollout(model, tokenizer, PROMPTS, 1, 40, 4, sample=False)
+    assert len(sizes) > 1
+    for path, row, mask in zip(paths, batch["ids"][:, -batch["mask"].shape[1] :], batch["mask"]):
+        assert row[mask].tolist() == (path[: path.index(end) + 1] if end in path else path)
 
 
 @shared

@@ -318,6 +318,8 @@ def test_what_moved_is_said_of_dynamic_weightings(runs):
     text = compare.what_moved(write_run(runs / "C", lines, weighting="gradient"))
     assert "accuracy 0.50, conciseness 0.20, clarity 0.30" in text and "1.50, 2.00, 1.50" in text
     assert text.count("\n") == 1
+    text = compare.what_moved(write_run(runs / "E", lines, weighting="ascent"))
+    assert text.startswith("\nWeights went to ") and "influence" not in text
     lines += [{"step": 3, "r_pareto": 0.6}, {"step": 4, "r_pareto": 1.0}]
     text = compare.what_moved(write_run(runs / "D", lines, weighting="hypervolume"))
     assert "0.70, 0.80, 0.90" in text  # of .6, .8 and 1: that of step 1 comes before any gain

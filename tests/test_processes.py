@@ -16,6 +16,7 @@ TOGETHER = {
     "fixed": ("grpo_dynw", ["--weighting", "fixed", "--updates-per-step", "2"]),
     "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
     "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
+    "ascent": ("grpo_dynw", ["--weighting", "ascent"]),
     "whitened": ("reinforce_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
     "gpt2": ("rloo_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
 }
@@ -95,9 +96,10 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
     assert len(checkpoint["rng"]) == 2 and not torch.equal(*checkpoint["rng"])
 
 
-def test_torchrun(folders, tmp_path):
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_torchrun(folders, tmp_path, processes):
     """As in the README, from another folder; and bad input ends all processes."""
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     line += [ROOT / "rloo_dynw.py", *SMALL, "--steps", "1", "--model", folders["qwen3"], "--dataset", folders["data"]]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -105,8 +107,8 @@ def test_torchrun(folders, tmp_path):
     [folder] = (tmp_path / "runs").iterdir()
     assert [line["step"] for line in read_metrics(folder)] == [0, 1]
     assert {path.name for path in folder.iterdir()} >= {"curves.png", "fronts.png", "model"}
-    done = subprocess.run([*line, "--prompts-per-step", "3"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0 and "error: --prompts-per-step" in done.stderr
+    done = subprocess.run([*line, "--clip-low=-1"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "error: --clip-low" in done.stderr
     assert list((tmp_path / "runs").iterdir()) == [folder]
 
 

@@ -148,7 +148,7 @@ def free_names(function):
     return read - made
 
 
-SETTINGS = {"TINY", "ALGORITHM", "RANK", "WORLD", "PARSER", "FREE", "fail"}  # of a process
+SETTINGS = {"TINY", "ALGORITHM", "RANK", "WORLD", "SHARDED", "PARSER", "FREE", "fail"}  # of a process
 CONSTANTS = {
     **dict.fromkeys(SCRIPTS, SETTINGS),
     "compare": {"COLOURS", "MARKERS", "STYLE", "ON_TEST"},

@@ -1,4 +1,4 @@
-"""The two dynamic weightings as the main loop runs them, on numbers that are worked out by hand."""
+"""The dynamic weightings as the main loop runs them, on numbers that are worked out by hand."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rewards
+from hypervolume import hypervolume
 
 ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text())
 NAMES = ["accuracy", "conciseness", "clarity"]
@@ -80,6 +81,37 @@ def test_no_weight_falls_below_the_bound(weigh):
         assert min(line) >= 0.1 - 1e-12 and sum(line) == pytest.approx(1, abs=1e-12)
     assert weigh(gram, *flags)[1][2] < 1e-3
     assert weigh(gram, *flags, "--min-weight", "0.333333")[1] == pytest.approx([1 / 3] * 3, abs=1e-5)
+
+
+def test_ascent_follows_the_logarithm_of_the_hypervolume(run):
+    """Of one point, the step's means: its derivative by each objective, times p, is 1, so w_k are as 1 / p_k."""
+    flags = ["--weighting", "ascent", "--objectives", "accuracy", "conciseness", "clarity"]
+    initial = [0.2, 0.3, 0.5]
+    rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 3 > 0)
+    rewards.OBJECTIVES["clarity"] = lambda response, **_: 0.25 + 0.5 * float("e" in response)
+    metrics, folder = run(*flags, "--steps", "3", "--weights", *map(str, initial), name="ascent")
+    limit, seen = json.loads((folder / "args.json").read_text())["max_new_tokens"], []
+    for line in metrics[1:]:
+        p = [line["rewards/accuracy/mean"], 1 - line["completions/mean_length"] / limit, line["rewards/clarity/mean"]]
+        assert 0.02 < min(p) and len(set(p)) == 3
+        # The logarithm of the box's volume, by differences of volumes, each objective weighted by its initial weight.
+        step, volume = 1e-6, hypervolume([p], [0.0] * 3)
+        slope = [(hypervolume([[x + step * (i == k) for i, x in enumerate(p)]], [0.0] * 3) - volume) / step / volume
+                 for k in range(3)]  # fmt: skip
+        w = [w0 * s for w0, s in zip(initial, slope)]
+        assert [line[f"weights/{name}"] for name in NAMES] == pytest.approx([x / sum(w) for x in w], rel=1e-5)
+        seen.append(w)
+    assert len({tuple(w) for w in seen}) == 3
+
+
+def test_ascent_of_objectives_that_earn_nothing_or_weigh_nothing(run):
+    """At 0, a performance counts as .02, or nothing else would be learned. An initial weight of 0 stays 0."""
+    for name, value in (("accuracy", 0.0), ("clarity", 0.5), ("mood", 0.1)):
+        rewards.OBJECTIVES[name] = lambda value=value, **_: value
+    flags = ["--weighting", "ascent", "--objectives", "accuracy", "clarity", "mood", "--weights", "0.5", "0.5", "0"]
+    metrics, _ = run(*flags, "--steps", "1", name="zero")
+    found = [metrics[1][f"weights/{name}"] for name in ("accuracy", "clarity", "mood")]
+    assert found == pytest.approx([50 / 52, 2 / 52, 0.0], abs=1e-9)
 
 
 def validated(script, monkeypatch, points):
