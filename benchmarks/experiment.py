@@ -1,7 +1,7 @@
 """
 Does dynamic weighting win? The runs that answer it, and their results in benchmarks/results.csv.
 
-    python benchmarks/experiment.py                          the main experiment: 5 weightings, 3 algorithms, 5 seeds
+    python benchmarks/experiment.py                          the main experiment: 6 weightings, 3 algorithms, 5 seeds
     python benchmarks/experiment.py --study ablations        also: learning-rate
     python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --seeds 1 2 3
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from compare import read_metrics  # noqa: E402
 
-STEPS, EVAL_EVERY = 120, 10
+EVAL_EVERY = 10
 NAMES = ["accuracy", "conciseness", "clarity"]
 FIELDS = ["task", "algorithm", "variant", "seed", "step", *NAMES, *(f"w_{name}" for name in NAMES)]
 FIELDS += ["r_pareto", "seconds"]
@@ -43,7 +43,15 @@ MAIN = {
     "efficiency-focused": "--weights 0.25 0.375 0.375",
     "hypervolume": "--weighting hypervolume",
     "gradient": "--weighting gradient",
+    "ascent": "--weighting ascent",
 }
+# AdamW's place is taken by plain SGD, at the learning rate that is best for balanced weights.
+SGD = """
+import runpy, sys, torch
+torch.optim.AdamW = torch.optim.SGD
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 ABLATIONS = {
     "balanced": "",
     "hypervolume": "--weighting hypervolume",
@@ -64,28 +72,32 @@ ABLATIONS = {
     "balanced, polynomial": "--lr-schedule polynomial",
     "hypervolume, polynomial": "--weighting hypervolume --lr-schedule polynomial",
     "gradient, polynomial": "--weighting gradient --lr-schedule polynomial",
+    "balanced, SGD": "--learning-rate 0.1",
+    "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1",
 }
-STUDIES = {  # name: algorithms, flags of each variant, seeds
-    "main": (["grpo", "rloo", "reinforce"], MAIN, [4, 5, 6, 7, 8]),
+STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
+    "main": (["grpo", "rloo", "reinforce"], MAIN, [4, 5, 6, 7, 8], 120),
     "learning-rate": (
         ["grpo", "rloo", "reinforce"],
         {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in LEARNING_RATES},
         [0],
+        120,
     ),
-    "ablations": (["grpo"], ABLATIONS, [1, 2, 3]),
+    "ablations": (["grpo"], ABLATIONS, [1, 2, 3], 60),
 }
 
 
-def train(algorithm, flags, seed, folder, more):
-    """Runs a script on one core to its end, from its last checkpoint if it has one."""
-    command = [sys.executable, ROOT / f"{algorithm}_dynw.py"]
+def train(algorithm, flags, seed, steps, folder, more, is_sgd):
+    """Runs a script on one core to its end, from its last checkpoint if it has one; with SGD for AdamW if told so."""
+    command = [sys.executable, *["-c", SGD] * is_sgd, ROOT / f"{algorithm}_dynw.py"]
     if (folder / "checkpoint.pt").exists():
         command += ["--resume", folder]
     else:
         shutil.rmtree(folder, ignore_errors=True)
-        command += ["--output-dir", folder, "--seed", str(seed), "--steps", str(STEPS), *flags.split(), *more]
+        command += ["--output-dir", folder, "--seed", str(seed), "--steps", str(steps), *flags.split(), *more]
         command += ["--eval-every", str(EVAL_EVERY), "--checkpoint-every", str(EVAL_EVERY)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{folder}: {done.stderr.strip()[-300:]}")
 
@@ -116,7 +128,7 @@ def main():
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/experiment", help="where the runs go")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
     args = parser.parse_args()
-    algorithms, variants, seeds = STUDIES[args.study]
+    algorithms, variants, seeds, steps = STUDIES[args.study]
     algorithms, seeds = args.algorithms or algorithms, args.seeds or seeds
     if unknown := {*(args.variants or [])} - variants.keys():
         parser.error(f"--variants: no {', '.join(unknown)} in this study, which has {', '.join(variants)}")
@@ -133,7 +145,7 @@ def main():
     def run(case):
         task, algorithm, variant, seed = case
         folder = args.runs / "-".join(map(str, case)).replace(" ", "_").replace(",", "")
-        train(algorithm, variants[variant], seed, folder, more)
+        train(algorithm, variants[variant], seed, steps, folder, more, "SGD" in variant)
         with lock, open(args.results, "a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows([*case, *line] for line in results(folder))
         (folder / "checkpoint.pt").unlink()

@@ -93,7 +93,7 @@ def test_ascent_follows_the_logarithm_of_the_hypervolume(run):
     limit, seen = json.loads((folder / "args.json").read_text())["max_new_tokens"], []
     for line in metrics[1:]:
         p = [line["rewards/accuracy/mean"], 1 - line["completions/mean_length"] / limit, line["rewards/clarity/mean"]]
-        assert 0.02 < min(p) and len(set(p)) == 3
+        assert min(p) > 0.02 and len(set(p)) == 3
         # The logarithm of the box's volume, by differences of volumes, each objective weighted by its initial weight.
         step, volume = 1e-6, hypervolume([p], [0.0] * 3)
         slope = [(hypervolume([[x + step * (i == k) for i, x in enumerate(p)]], [0.0] * 3) - volume) / step / volume
