@@ -1,0 +1,270 @@
+"""
+All that is to be tried on a GPU, in one command without a network: does it run, is it right, how fast is it?
+
+    python benchmarks/gpu.py                      some 9 minutes; prints the tables for benchmarks/README.md
+    python benchmarks/gpu.py --device cpu --toy   the same parts at toy sizes: shows that this file runs, no more
+
+1. Each script with each weighting on the embedded model: step 1 against the CPU, from the same responses; 10 steps.
+2. Steps of random models of the shapes of Qwen3-0.6B, 1.7B and 4B: seconds by phase, memory, gradient over fixed.
+3. Ways to generate: tokens a second, and whether greedy responses are those of plain `generate`.
+4. A run that is resumed against one that was not stopped.
+5. torchrun with one process: NCCL and FSDP2 against neither.
+
+Exit code 1 if something is not as it should be: each table says what was allowed.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import io
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+import rollout_speed  # noqa: E402
+
+from compare import read_metrics  # noqa: E402
+
+SCRIPTS, WEIGHTINGS = ["grpo", "rloo", "reinforce"], ["fixed", "hypervolume", "gradient", "ascent"]
+SHAPES = {  # hidden and intermediate size, layers, heads, of keys and values
+    "0.6B": (1024, 3072, 28, 16, 8),
+    "1.7B": (2048, 6144, 28, 16, 8),
+    "4B": (2560, 9728, 36, 32, 8),
+}
+TOY = {"toy": (64, 128, 2, 2, 1)}
+TOY_FLAGS = ["--prompts-per-step", "2", "--num-generations", "4", "--max-new-tokens", "24"]
+# What bfloat16, with 8 bits, may change in a step from the same responses.
+ALLOWED = {"reward": 1e-9, "loss": 3e-3, "grad_norm, relative": 0.05, "influence": 0.05, "weights": 5e-3}
+
+
+def fresh(name):
+    """A script as a new module, whose parser has no flags yet."""
+    spec = importlib.util.spec_from_file_location(f"{name}_dynw", ROOT / f"{name}_dynw.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def train(script, folder, *flags):
+    """A run of a script in this process. Returns its metrics. RuntimeError with its last line if it fails."""
+    sys.argv = [f"{script.ALGORITHM}_dynw.py", *map(str, flags), "--output-dir", str(folder)]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            script.main()
+        except SystemExit as error:
+            raise RuntimeError(said.getvalue().strip().splitlines()[-1]) from error
+    return read_metrics(folder)
+
+
+def first_step(script, kept):
+    """`script`, whose first rollouts are those in the list `kept` or, where that is empty, are put there."""
+    rollout, calls = script.rollout, itertools.count()
+
+    def replayed(model, *given, **options):
+        is_first = options.get("sample", True) and next(calls) == 0
+        if is_first and kept:
+            return {k: v.to(model.device) if torch.is_tensor(v) else v for k, v in kept[0].items()}
+        batch = rollout(model, *given, **options)
+        kept.extend([batch] if is_first else [])
+        return batch
+
+    script.rollout = replayed
+    return script
+
+
+def differences(one, other):
+    """By how much two steps differ, largest first of several objectives: see ALLOWED."""
+    found = {name: abs(one[name] - other[name]) for name in ("reward", "loss")}
+    found["grad_norm, relative"] = abs(one["grad_norm"] - other["grad_norm"]) / max(other["grad_norm"], 1e-9)
+    for kind in ("influence", "weights"):
+        keys = [key for key in one if key.startswith(f"{kind}/")]
+        found[kind] = max((abs(one[key] - other[key]) for key in keys), default=0.0)
+    return found
+
+
+def against_the_cpu(device, data, flags, scratch):
+    """Part 1. Rows: what differs in step 1, and the hypervolume before and after 10 steps."""
+    rows = [["script", "weighting", *ALLOWED, "hypervolume after 0 and 10 steps", "as it should be"]]
+    for name, weighting in [("grpo", "gradient")] if flags else itertools.product(SCRIPTS, WEIGHTINGS):
+        kept, given = [], ["--weighting", weighting, "--dataset", data, "--eval-every", "10", *flags]
+        where = scratch / f"{name}-{weighting}"
+        cpu = train(first_step(fresh(name), kept), f"{where}-cpu", *given, "--steps", "1", "--device", "cpu")
+        there = train(first_step(fresh(name), kept), where, *given, "--steps", "10", "--device", device)
+        found = differences(there[1], cpu[1])
+        volumes = [there[i]["eval/hypervolume"] for i in (0, 10)]
+        is_right = all(found[what] <= most for what, most in ALLOWED.items()) and (flags or volumes[0] < volumes[1])
+        cells = [f"{found[what]:.1e}" for what in ALLOWED]
+        rows.append([name, weighting, *cells, "{:.3f} {:.3f}".format(*volumes), "yes" if is_right else "NO"])
+    return rows
+
+
+def made_here(shape, device, folder):
+    """A context in which models are random ones of this shape, made on the device, and are not written to the disk."""
+    hidden, intermediate, layers, heads, kv = shape
+    config = transformers.Qwen3Config(
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv, head_dim=128 if hidden > 64 else 32, tie_word_embeddings=True,
+        max_position_embeddings=4096, vocab_size=151936 if hidden > 64 else 512,
+    )  # fmt: skip
+    transformers.AutoTokenizer.from_pretrained(ROOT / "tiny/model").save_pretrained(folder)
+    config.save_pretrained(folder)
+
+    def from_pretrained(name, dtype=torch.float32, output_loading_info=False):
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return (model, {"missing_keys": []}) if output_loading_info else model
+
+    stack = contextlib.ExitStack()
+    stack.enter_context(patch.object(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained))
+    stack.enter_context(patch.object(transformers.PreTrainedModel, "save_pretrained", lambda *_: None))
+    return stack
+
+
+def free(device):
+    """Lets go of what a run has left on the device, and begins to count its memory anew."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def steps(device, data, shapes, flags, scratch):
+    """Part 2. Rows: seconds by phase of a step, over those of fixed weights, responses a second, memory a parameter."""
+    phases, rows = ["rollout", "probe", "update"], []
+    rows.append(
+        ["shape", "script", "weighting", *phases, "step", "of fixed", "responses a second", "peak GB", "B a parameter"]
+    )
+    for name, shape in shapes.items():
+        fixed = float("nan")
+        script = "rloo" if name == "4B" else "grpo"  # without the reference model, it may fit
+        for weighting in ("fixed", "gradient"):
+            free(device)
+            given = ["--weighting", weighting, "--dataset", data, "--model", scratch / name, "--device", device]
+            given += ["--eval-every", "10", "--steps", "3", "--micro-batch-size", "8", *flags]
+            with made_here(shape, device, scratch / name) as _:
+                try:
+                    last = train(fresh(script), scratch / f"{name}-{weighting}", *given)[-1]
+                except (RuntimeError, torch.OutOfMemoryError) as error:  # that it does not fit is a result
+                    rows.append([name, script, weighting, *["-"] * 7, str(error).strip().splitlines()[0][:60]])
+                    continue
+                parameters = sum(
+                    p.numel() for p in transformers.AutoModelForCausalLM.from_pretrained(name).parameters()
+                )
+            times = [last[f"time/{phase}"] for phase in phases]
+            fixed = sum(times) if weighting == "fixed" else fixed
+            peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else float("nan")
+            config = json.loads((scratch / f"{name}-{weighting}/args.json").read_text())
+            responses = config["prompts_per_step"] * config["num_generations"]
+            rows.append([name, script, weighting, *(f"{t:.2f}" for t in times), f"{sum(times):.2f}",
+                         f"{sum(times) / fixed:.2f}", f"{responses / sum(times):.1f}", f"{peak / 1e9:.1f}",
+                         f"{peak / parameters:.1f}"])  # fmt: skip
+    return rows
+
+
+def rollouts(device, shape, name, count, limit, calls, scratch):
+    """Part 3. Rows: the ways of rollout_speed.py, and the share of greedy responses that are those of `generate`."""
+    free(device)
+    script, dtype = fresh("grpo"), torch.bfloat16 if device.startswith("cuda") else torch.float32
+    context = made_here(shape, device, scratch / name) if shape else contextlib.nullcontext()
+    with context:
+        model, tokenizer, _ = script.load_model(str(scratch / name if shape else ROOT / "tiny/model"), device, dtype)
+        lines = (ROOT / "tiny/data/train.jsonl").read_text().splitlines()[:count]
+        prompts = [tokenizer(json.loads(line)["problem"])["input_ids"] for line in lines]
+        ways = [way for way in rollout_speed.WAYS if "compiled" not in way]
+        rows = [["model", *rollout_speed.table(model, [], 0, 0, [])[0], "greedy as generate"]]
+        with torch.no_grad():
+            expected = rollout_speed.plain(model, prompts, limit, sample=False)
+            for way in ways:  # continuous batching is the last, since it leaves another attention in the model
+                [row] = rollout_speed.table(model, prompts, limit, calls, [way])[1:]
+                try:
+                    said = rollout_speed.WAYS[way](model, prompts, limit, False)
+                    row.append(f"{sum(a == list(b) for a, b in zip(expected, said))} of {count}")
+                except Exception as error:
+                    row.append(type(error).__name__)
+                rows.append([name, *row])
+    return rows
+
+
+def resumed(device, data, flags, scratch):
+    """Part 4. Rows: how far a run that was stopped after 2 of 4 steps is from one that was not."""
+    given = ["--weighting", "gradient", "--dataset", data, "--device", device, "--checkpoint-every", "2", *flags]
+    whole = train(fresh("grpo"), scratch / "whole", *given, "--steps", "4")
+    train(fresh("grpo"), scratch / "parts", *given, "--steps", "2")
+    script = fresh("grpo")
+    sys.argv = ["grpo_dynw.py", "--resume", str(scratch / "parts"), "--steps", "4"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        script.main()
+    parts = read_metrics(scratch / "parts")
+    states = [torch.load(scratch / name / "checkpoint.pt", weights_only=True)["policy"] for name in ("whole", "parts")]
+    largest = max((a - b).abs().max().item() for a, b in zip(*(state.values() for state in states)))
+    found = differences(parts[4], whole[4])
+    is_right = largest < 1e-4 and found["reward"] < 0.05
+    cells = [f"{value:.1e}" for value in (found["reward"], found["loss"], found["weights"], largest)]
+    return [["reward", "loss", "weights", "parameters", "as it should be"], [*cells, "yes" if is_right else "NO"]]
+
+
+def sharded(device, data, flags, scratch):
+    """Part 5. Rows: step 1 under torchrun with one process against a run without."""
+    given = ["--weighting", "gradient", "--dataset", data, "--device", device.split(":")[0], "--steps", "2", *flags]
+    alone = train(fresh("grpo"), scratch / "alone", *given)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    line += [ROOT / "grpo_dynw.py", *given, "--output-dir", scratch / "sharded"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True)
+    if done.returncode:
+        return [["torchrun", "as it should be"], [done.stderr.strip().splitlines()[-1][:80], "NO"]]
+    found = differences(read_metrics(scratch / "sharded")[1], alone[1])
+    is_right = all(found[what] <= most for what, most in ALLOWED.items())
+    return [[*ALLOWED, "as it should be"], [*(f"{found[w]:.1e}" for w in ALLOWED), "yes" if is_right else "NO"]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try this file")
+    parser.add_argument("--toy", action="store_true", help="toy sizes")
+    parser.add_argument("--parts", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="which of 1 to 5 (default: all)")
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device: there is no GPU here")
+    what = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "CPU"
+    print(f"{what}, torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
+    toy, tables, started = TOY_FLAGS if args.toy else [], [], fresh("grpo").clock()
+    large = toy or ["--prompts-per-step", "8", "--max-new-tokens", "256"]
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch, d = Path(scratch), args.device
+        data, few = scratch / "data", {"train": 4000, "validation": 50, "test": 100}
+        data.mkdir()
+        for split, most in few.items():  # fewer to evaluate on
+            lines = (ROOT / f"tiny/data/{split}.jsonl").read_text().splitlines(keepends=True)
+            (data / f"{split}.jsonl").write_text("".join(lines[: 8 if args.toy else most]))
+        parts = {
+            1: [lambda: against_the_cpu(d, data, toy, scratch)],
+            2: [lambda: steps(d, data, TOY if args.toy else SHAPES, large, scratch)],
+            3: [lambda: rollouts(d, None, "embedded", *((4, 20, 2) if args.toy else (128, 96, 4)), scratch)],
+            4: [lambda: resumed(d, data, toy, scratch)],
+            5: [lambda: sharded(d, data, toy, scratch)],
+        }
+        if not args.toy:
+            parts[3].append(lambda: rollouts(d, SHAPES["0.6B"], "0.6B", 64, 256, 3, scratch))
+        for number in args.parts:
+            for part in parts[number]:
+                tables.append(part())
+                lines = ["| " + " | ".join(map(str, row)) + " |" for row in tables[-1]]
+                lines.insert(1, "|" + " --- |" * len(tables[-1][0]))
+                seconds = fresh("grpo").clock() - started
+                print(f"\n{number}. After {seconds:.0f} s:\n\n" + "\n".join(lines), flush=True)
+    sys.exit(int(any(row[-1] == "NO" for rows in tables for row in rows)))
+
+
+if __name__ == "__main__":
+    main()
