@@ -74,6 +74,7 @@ ABLATIONS = {
     "gradient, polynomial": "--weighting gradient --lr-schedule polynomial",
     "balanced, SGD": "--learning-rate 0.1",
     "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1",
+    **{f"{name}, learning rate 4e-5": f"{flags} --learning-rate 4e-5" for name, flags in MAIN.items()},
 }
 STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "main": (["grpo", "rloo", "reinforce"], MAIN, [4, 5, 6, 7, 8], 120),

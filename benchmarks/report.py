@@ -23,8 +23,34 @@ from hypervolume import hypervolume, pareto_front  # noqa: E402
 LIMIT = 96
 NAMES = ["accuracy", "conciseness", "clarity"]
 FIXED = ["accuracy-focused", "balanced", "efficiency-focused"]
-DYNAMIC = ["hypervolume", "gradient"]
+DYNAMIC = ["hypervolume", "gradient", "ascent"]
 TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
+ABLATIONS = {  # title: variants, of which those that are in the CSV are shown
+    "What r_pareto scales": ["balanced", "hypervolume", "hypervolume, r_pareto on the reward"],
+    "The factor on the gain in hypervolume": ["hypervolume, scale 1", "hypervolume", "hypervolume, scale 2048"],
+    "The reference point": ["hypervolume", "hypervolume, from the initial model"],
+    "The scale of influence, and mu": [
+        "gradient",
+        "gradient, clipped",
+        "gradient, mu / 10",
+        "gradient, mu x 10",
+    ],
+    "The least weight": ["gradient", "gradient, least weight 0.05", "gradient, least weight 0.15"],
+    "What is normalised": ["balanced", "balanced, each normalised", "gradient", "gradient, each normalised"],
+    "The probed layers": ["gradient, all layers", "gradient", "gradient, last layer"],
+    "The schedule of the learning rate": [
+        "balanced",
+        "balanced, polynomial",
+        "hypervolume",
+        "hypervolume, polynomial",
+        "gradient",
+        "gradient, polynomial",
+    ],
+    "The optimiser": ["balanced", "hypervolume", "balanced, SGD", "hypervolume, SGD"],
+    "A learning rate of 4e-5": [f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC],
+}
+CURES = ["balanced", "efficiency-focused", "ascent", "front (not kept)"]  # with the fixed weights that they are to beat
+ABLATED = 60  # steps of an ablation
 MEASURES = {  # of a run: title of the column, format
     "hv": ("hypervolume", "{:.3f}"),
     "hv_last": ("of the last point", "{:.3f}"),
@@ -49,6 +75,8 @@ def summary(run):
         "accuracy": accuracy,
         "length": LIMIT * (1 - conciseness),
         "clarity": clarity,
+        "weights": run[[f"w_{name}" for name in NAMES]].to_numpy()[-1],
+        "r_pareto": run["r_pareto"].to_numpy()[1:].mean(),
         "front_mean": points[is_on_front].mean(),
         "front_index": steps[is_on_front].mean(),
         "volumes": volumes,
@@ -90,6 +118,22 @@ def final_table(runs):
     return table(rows)
 
 
+def rows(runs, variants):
+    """Those of `runs` that are of `variants`, in this order."""
+    return pandas.concat([runs[runs["variant"] == variant] for variant in variants])
+
+
+def ablation(runs):
+    """Of each variant of an ablation, what it does to the end of a run and to what weighs it."""
+    names = ["hv", "area", "accuracy", "length", "clarity"]
+    rows = [["weighting", "seeds", *(MEASURES[name][0] for name in names), "weights at the end", "mean r_pareto"]]
+    for variant, same in runs.groupby("variant", sort=False):
+        cells = [interval(same[name].to_numpy(), MEASURES[name][1]) for name in names]
+        weights = " ".join(f"{w:.2f}" for w in np.mean(np.stack(same["weights"]), axis=0))
+        rows.append([variant, len(same), *cells, weights, f"{same['r_pareto'].mean():.2f}"])
+    return table(rows)
+
+
 def comparisons(runs):
     """Each dynamic weighting against each fixed one, paired by seed, on the area: a table, with p by Holm."""
     rows = []
@@ -109,9 +153,8 @@ def comparisons(runs):
     return table(cells)
 
 
-def read_results(path):
-    """The CSV as a frame of evaluations, and one of runs with their measures."""
-    evaluations = pandas.read_csv(path)
+def measured(evaluations):
+    """A frame of runs with their measures, from one of evaluations."""
     keys = ["task", "algorithm", "variant", "seed"]
     runs = pandas.DataFrame(
         {**dict(zip(keys, key)), **summary(run)} for key, run in evaluations.groupby(keys, sort=False)
@@ -125,7 +168,7 @@ def read_results(path):
             for i, run in same.iterrows():
                 late = run["steps"][run["volumes"] >= 0.95 * goals.get(run["seed"], np.inf)]
                 runs.loc[i, "reached"] = late[0] if len(late) else np.nan
-    return evaluations, runs
+    return runs
 
 
 def band(axes, x, values, colour, label, **style):
@@ -204,8 +247,9 @@ def draw_weights(evaluations, algorithms):
     return figure
 
 
-def report(runs, figures):
+def report(evaluations, figures):
     """All tables as Markdown. figures: (name, what it shows) of each picture that there is."""
+    runs, short = measured(evaluations), measured(evaluations[evaluations["step"] <= ABLATED])
     text = [
         "# Does dynamic weighting win?",
         "Drawn by `python benchmarks/report.py` from [results.csv](results.csv), made by `benchmarks/experiment.py`. "
@@ -220,9 +264,16 @@ def report(runs, figures):
         if len(main):
             text += [final_table(main), comparisons(main)]
             text += [f"![{what}]({name})" for name, what in figures if name.startswith(f"experiment-{task}")]
-        tuned = same[same["seed"].between(1, 3)]
-        if len(tuned):
-            text += ["### Ablations, three seeds, 1 to 3", final_table(tuned)]
+        tuned, whole = (
+            r[(r["task"] == task) & (r["algorithm"] == "grpo") & r["seed"].between(1, 3)] for r in (short, runs)
+        )
+        tables = {title: rows(tuned, variants) for title, variants in ABLATIONS.items()}
+        tables = {title: shown for title, shown in tables.items() if shown["variant"].nunique() > 1}
+        if tables:
+            text.append(f"### Ablations: GRPO, the first {ABLATED} steps, seeds 1 to 3")
+            text += [part for title, shown in tables.items() for part in (f"{title}:", ablation(shown))]
+        if "ascent" in set(whole["variant"]):
+            text += ["### The cure, on the seeds that it was chosen on", ablation(rows(whole, CURES))]
         chosen = same[same["seed"] == 0]
         if len(chosen):
             text += ["### The learning rate, chosen on balanced weights, seed 0"]
@@ -238,8 +289,8 @@ def main():
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="where tables and figures go")
     args = parser.parse_args()
-    evaluations, runs = read_results(args.results)
-    figures = []
+    evaluations, figures = pandas.read_csv(args.results), []
+    runs = measured(evaluations)
     for task, same in evaluations[evaluations["seed"] >= 4].groupby("task", sort=False):
         algorithms, own = list(same["algorithm"].unique()), runs[(runs["task"] == task) & (runs["seed"] >= 4)]
         variants = [v for v in FIXED + DYNAMIC if v in set(same["variant"])]
@@ -250,7 +301,7 @@ def main():
         ):
             figures.append((f"experiment-{task}-{kind}.png", what))
             figure.savefig(args.output / figures[-1][0], dpi=120)
-    (args.output / "RESULTS.md").write_text(report(runs, figures))
+    (args.output / "RESULTS.md").write_text(report(evaluations, figures))
     print(f"{len(runs)} runs: {args.output / 'RESULTS.md'}")
 
 
