@@ -135,6 +135,43 @@ def left_out():
         yield [name, str(sum(w.numel() for w in weights)), *(f"{value:.6f}" for value in I.tolist())]
 
 
+def passes(repeats):
+    """
+    Rows of a table, for micro-batches of 32 and of 128: seconds of a step's forward, backward and reference passes, and
+    the MB that the graph of one micro-batch holds at most, and those of all together.
+    """
+    model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
+    reference = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")[0].requires_grad_(False)
+    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
+    torch.manual_seed(0)
+    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems[:16]], 8, 96, batch_size=128)
+    for size in (32, 128):
+        times, held = [], []
+
+        def keep(tensor, held=held):
+            held[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        for _ in range(repeats + 1):
+            held.clear()
+            times.append([0.0, 0.0, 0.0])
+            for rows in batch["lengths"].argsort(stable=True).split(size):
+                micro, marks = grpo_dynw.micro_batch(batch, rows), [time.perf_counter()]
+                held.append({})
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    logprobs = grpo_dynw.token_logprobs(model, micro)
+                marks.append(time.perf_counter())
+                (logprobs * micro["mask"]).sum().backward()
+                marks.append(time.perf_counter())
+                grpo_dynw.token_logprobs(reference, micro)
+                marks.append(time.perf_counter())
+                times[-1] = [t + b - a for t, a, b in zip(times[-1], marks, marks[1:])]
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())  # which a graph holds, too
+        sizes = [sum(tensors.values()) - weights for tensors in held]
+        seconds = [f"{statistics.median(t):.2f} s" for t in zip(*times[1:])]
+        yield [str(size), *seconds, f"{max(sizes) / 1e6:.0f} MB", f"{sum(sizes) / 1e6:.0f} MB"]
+
+
 def step(name, folder, weighting, updates, steps, output):
     """
     Runs the script for `steps` steps, with data made beside `output`. Returns its metrics.
@@ -216,6 +253,8 @@ def main():
         rows = [["model", "K", "separate passes", "probe", "ratio", "error of the probe"]]
         for name, folder in folders.items():
             rows += probe_cost(name, folder, args.repeats)
+        print(aligned(rows), "\n", flush=True)
+        rows = [["micro-batch", "forward", "backward", "reference", "a graph", "all graphs"], *passes(args.repeats)]
         print(aligned(rows), "\n", flush=True)
         rows = [["model", "updates a step", "weighting", "probe + update", "whole step", "peak memory"]]
         for name, folder in folders.items():
