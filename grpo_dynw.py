@@ -6,7 +6,7 @@ Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452).
     --weighting fixed        r = w . r_vec with constant weights w, the baseline
     --weighting hypervolume  w constant; what a step gains in validated hypervolume scales the next step (Alg. 1)
     --weighting gradient     w follows what each objective's policy gradient has in common with the others' (Alg. 2)
-    --weighting ascent       w_k in proportion to 1 / p_k, the ascent of the hypervolume; ours, not the paper's
+    --weighting ascent       w_k in proportion to 1 / p_k, so that what lags counts more; ours, not the paper's
 
     python grpo_dynw.py --weighting gradient
 
@@ -209,21 +209,21 @@ def respond(model, ids, attention, limit, sample):
     """
     Responses (B, R) of at most `limit` tokens to prompts (B, P), sampled from the model's own distribution or greedy.
 
-    In six segments, after each of which rows that have ended leave the batch and its cache, since lengths differ.
+    In up to six segments, after each of which rows that have ended leave the batch and its cache, since lengths differ.
     """
     going, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
     ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
     found = ids.new_full((len(ids), limit), model.generation_config.pad_token_id)
     cache = transformers.DynamicCache(config=model.config)
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    key = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # once its name
+    key = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # older transformers
     options |= {"do_sample": sample, key: cache}
     for start in range(0, limit, size):
         ids = model.generate(ids, attention_mask=attention, max_new_tokens=min(size, limit - start), **options)
         new = ids[:, P + start :]
         found[going, start : start + new.shape[1]] = new
         left = ~torch.isin(new, ends).any(1)
-        if not left.any():
+        if not left.any() or start + size >= limit:
             break
         going, ids, attention = going[left], ids[left], nn.functional.pad(attention, (0, size), value=1)[left]
         cache.batch_select_indices(left)
@@ -420,7 +420,8 @@ def main():
         if not torch.stack([p.isfinite().all() for p in actor.parameters()]).all():
             fail("--model: some of its weights are not finite")
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay)
+        options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": is_cuda}  # fused: less memory
+        optimizer = torch.optim.AdamW(policy.parameters(), **options)
         # What a run carries on. buffer, tested: points on the two splits
         start, metrics, buffer, tested, total_length = 0, {}, [], [], 0
         w, r_pareto, random = torch.tensor(args.weights, dtype=torch.float64), 1.0, torch.cuda if is_cuda else torch
@@ -518,14 +519,14 @@ def main():
         asked = [p for p in asked for _ in range(G)]
         r_vec = rewards.score(names, batch["texts"], asked, lengths.tolist(), mean_length, step + 1)
         r_vec = torch.tensor(r_vec, dtype=torch.float64, device=device).T  # (K, N)
-        if args.weighting == "hypervolume" and (r_vec.min() < 0 or r_vec.max() > 1):  # said once
-            warnings.warn("rewards outside [0, 1]: points below the worst corner, 0, add no hypervolume", stacklevel=1)
+        if args.weighting in ("hypervolume", "ascent") and (r_vec.min() < 0 or r_vec.max() > 1):  # said once
+            warnings.warn("rewards outside [0, 1]: below the worst corner, 0, nothing adds hypervolume", stacklevel=1)
         # 6. The rows of each update and micro-batch: responses of like length
         updates = torch.arange(len(lengths), device=device).chunk(U)
         updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
         micros = sum(updates, ())
         # 7. Weights, and log-probabilities under the policy that sampled
-        if args.weighting == "ascent":  # ours: grad sum_k w0_k log p_k, of a box from the worst corner to the mean p
+        if args.weighting == "ascent":  # ours: w is the gradient of sum_k w0_k log p_k, p the mean performance
             p = summed(r_vec.sum(1)) / (args.prompts_per_step * G)  # (K,)
             if "conciseness" in names:  # as in evaluate()
                 p[names.index("conciseness")] = 1 - num_tokens / (args.prompts_per_step * G * args.max_new_tokens)
@@ -606,7 +607,11 @@ def main():
     bar.close()
     if RANK == 0:
         actor.generation_config = own_settings
-        actor.save_pretrained(folder / "model")
+        try:
+            actor.save_pretrained(folder / "model")
+        except ValueError:  # older transformers save no temperature without it
+            own_settings.do_sample = True
+            actor.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         try:
             print(importlib.import_module("compare").summary(folder))

@@ -112,14 +112,11 @@ def load_splits(dataset):
     """
     if Path(dataset).is_file():
         splits = datasets.load_dataset("parquet" if dataset.endswith(".parquet") else "json", data_files=dataset)
-    elif Path(dataset).is_dir():  # each by itself, since what two of them have in other columns may differ
-        patterns = datasets.data_files.get_data_patterns(str(Path(dataset).resolve()))
-        splits = {str(s): datasets.load_dataset(dataset, data_files={s: p})[s] for s, p in patterns.items()}
     else:
-        where = PAPER.get(dataset, dataset).split(":", 1)
+        where = [dataset] if Path(dataset).is_dir() else PAPER.get(dataset, dataset).split(":", 1)
         try:
             splits = datasets.load_dataset(*where)
-        except datasets.exceptions.DatasetGenerationError:  # as in a folder
+        except datasets.exceptions.DatasetGenerationError:  # what its splits have in other columns differs
             builder = datasets.load_dataset_builder(*where)
             files = builder.config.data_files or {}
             splits = {str(s): datasets.load_dataset(builder.name, data_files={s: f})[s] for s, f in files.items()}

@@ -29,7 +29,7 @@ SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def segments(model, prompts, limit, sample=True):
-    """As the scripts do it: `generate` in six segments, after each of which rows that have ended leave."""
+    """As the scripts do it: `generate` in up to six segments, after each of which rows that have ended leave."""
     batch = grpo_dynw.rollout(model, Silent, prompts, 1, limit, len(prompts), sample)
     return [ids[mask].tolist() for ids, mask in zip(batch["ids"][:, -batch["mask"].shape[1] :], batch["mask"])]
 

@@ -15,7 +15,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is not a folder must fail here
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,6 +61,8 @@ def random_model(kind, tokenizer):
         return GPT2LMHeadModel(GPT2Config(**sizes, **shared))
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, head_dim=8)
     sizes |= dict(num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.2)
+    if kind == "mistral":  # which sees no further back than 16 tokens
+        return MistralForCausalLM(MistralConfig(**sizes, **shared, sliding_window=16))
     return Qwen3ForCausalLM(Qwen3Config(**sizes, **shared))
 
 

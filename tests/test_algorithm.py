@@ -117,22 +117,27 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
 
 
 @shared
-@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_greedy_takes_the_most_probable_token(script, kind, tokenizer):
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "mistral"])
+def test_greedy_takes_the_most_probable_token(script, kind, tokenizer, monkeypatch):
     """Over three segments, from a cache that rows have left, as one sequence alone without a cache."""
-    model, sizes = random_model(kind, tokenizer).eval(), set()
-    model.generation_config = GenerationConfig(eos_token_id=[2], pad_token_id=2, do_sample=True)
+    model, calls = random_model(kind, tokenizer).eval(), []
     with torch.no_grad():
-        paths = [greedy(model, prompt, 40) for prompt in PROMPTS]
-    # An end token that ends some of them in each segment, and one never.
-    first = [{token: path.index(token) // 16 for token in path} for path in paths]
-    spread = {t: {where.get(t, 3) for where in first} for where in first for t in where}
-    end = max(spread, key=lambda token: len(spread[token]))
-    assert len(spread[end]) > 1
-    model.generation_config.eos_token_id = [end]
-    model.register_forward_pre_hook(lambda _, inputs, given: sizes.add(len(given["input_ids"])), with_kwargs=True)
-    batch = script.rollout(model, tokenizer, PROMPTS, 1, 40, 4, sample=False)
-    assert len(sizes) > 1
+        paths = [greedy(model, prompt, 40) for prompt in PROMPTS[:4]]
+    # An end token that some of them reach in one segment, some in another.
+    reached = {token: [p.index(token) // 16 if token in p else 3 for p in paths] for path in paths for token in path}
+    end = max(reached, key=lambda token: (len(set(reached[token])), max(reached[token])))
+    going = [sum(segment >= i for segment in reached[end]) for i in range(3)]
+    assert len(set(reached[end])) > 1 and going[0] == 4 > going[1] > 0
+    model.generation_config = GenerationConfig(eos_token_id=[end], pad_token_id=end, do_sample=True)
+    generate = model.generate
+
+    def counted(ids, max_new_tokens, **options):
+        calls.append((len(ids), max_new_tokens))
+        return generate(ids, max_new_tokens=max_new_tokens, **options)
+
+    monkeypatch.setattr(model, "generate", counted)
+    batch = script.rollout(model, tokenizer, PROMPTS[:4], 1, 40, 4, sample=False)
+    assert calls == [(rows, most) for rows, most in zip(going, (16, 16, 8)) if rows]
     for path, row, mask in zip(paths, batch["ids"][:, -batch["mask"].shape[1] :], batch["mask"]):
         assert row[mask].tolist() == (path[: path.index(end) + 1] if end in path else path)
 

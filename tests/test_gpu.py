@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+import torch
 from conftest import ROOT
 
 
@@ -11,11 +13,12 @@ def test_all_its_parts_run_at_toy_sizes():
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--toy"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"^(\d)\. After", done.stdout, re.M) == list("12345")
+    assert re.findall(r"^(\d)\. After", done.stdout, re.M) == list("123345")
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
     assert sum(row[-1] == "yes" for row in rows) == 3 and not any("NO" in row for row in rows)
     # Continuous batching does not run on every machine without a GPU.
-    assert [row[-1] for row in rows if row[0] == "embedded" and row[1] != "generate_batch"] == ["4 of 4"] * 3
+    for name in ("embedded", "random"):
+        assert [row[-1] for row in rows if row[0] == name and row[1] != "generate_batch"] == ["4 of 4"] * 3
     assert sum(row[0] == "toy" for row in rows) == 2
 
 
@@ -25,12 +28,66 @@ def test_without_a_gpu_it_says_so():
     assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("there is no GPU here")
 
 
-def test_a_step_that_differs_is_seen(monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import gpu
 
-    one = {"reward": 0.5, "loss": 0.0, "grad_norm": 0.2, "influence/a": 1.0, "influence/b": 0.5, "weights/a": 0.4}
+    return gpu
+
+
+@pytest.mark.parametrize("replayed, said", [(True, "yes"), (False, "NO")])
+def test_a_step_is_compared_on_the_same_responses(gpu, folders, monkeypatch, tmp_path, replayed, said):
+    """The device samples others, as a GPU does: the steps are the same only where the responses are given."""
+    first_step, train, seed = gpu.first_step, gpu.train, torch.manual_seed
+
+    def sampling_others(script, folder, *flags):
+        monkeypatch.setattr(torch, "manual_seed", lambda n: seed(n + (not str(folder).endswith("-cpu"))))
+        return train(script, folder, *flags)
+
+    monkeypatch.setattr(gpu, "train", sampling_others)
+    if not replayed:
+        monkeypatch.setattr(gpu, "first_step", lambda script, kept: first_step(script, []))
+    flags = ["--prompts-per-step", "2", "--num-generations", "4", "--max-new-tokens", "64"]
+    assert gpu.against_the_cpu("cpu", folders["data"], flags, tmp_path)[-1][-1] == said
+
+
+def test_a_resumed_run_that_lost_its_optimiser_or_its_generator_is_seen(gpu, folders, monkeypatch, tmp_path):
+    from torch.distributed.checkpoint import state_dict
+
+    flags = ["--prompts-per-step", "2", "--num-generations", "4", "--max-new-tokens", "64"]
+    set_state = state_dict.set_state_dict
+
+    def without_moments(policy, optimizer, *, model_state_dict, optim_state_dict, options):
+        for state in optim_state_dict["state"].values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = torch.zeros_like(state[name])
+        return set_state(policy, optimizer, model_state_dict=model_state_dict, optim_state_dict=optim_state_dict,
+                         options=options)  # fmt: skip
+
+    monkeypatch.setattr(state_dict, "set_state_dict", without_moments)
+    assert gpu.resumed("cpu", folders["data"], flags, tmp_path / "a")[-1][-1] == "NO"
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
+    assert gpu.resumed("cpu", folders["data"], flags, tmp_path / "b")[-1][-1] == "NO"
+
+
+def test_a_step_that_differs_is_seen(gpu):
+    one = {
+        "rewards/a/mean": 0.5,
+        "loss": 0.0,
+        "grad_norm": 0.2,
+        "influence/a": 1.0,
+        "influence/b": 0.5,
+        "weights/a": 0.4,
+    }
     assert max(gpu.differences(one, one).values()) == 0
-    found = gpu.differences({**one, "grad_norm": 0.22, "influence/b": 0.4}, one)
-    assert abs(found["grad_norm, relative"] - 0.1) < 1e-9 and abs(found["influence"] - 0.1) < 1e-9
-    assert found["grad_norm, relative"] > gpu.ALLOWED["grad_norm, relative"]
+    for key, change, what in (
+        ("rewards/a/mean", 0.01, "rewards"),
+        ("loss", -0.01, "loss"),
+        ("grad_norm", 0.02, "grad_norm, relative"),
+        ("influence/b", -0.1, "influence"),
+        ("weights/a", 0.01, "weights"),
+    ):
+        found = gpu.differences({**one, key: one[key] + change}, one)
+        assert [name for name, most in gpu.ALLOWED.items() if found[name] > most] == [what]

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -100,3 +101,14 @@ def test_activations_are_recomputed(run_script, family, monkeypatch):
         run_script(script, *flags, name=f"run{len(extra)}")
         counts.append(sum(calls))
     assert counts == [4, 8]
+
+
+def test_a_models_own_settings_are_saved_though_they_leave_out_that_they_sample(run_script, family, tmp_path):
+    """Older transformers refuse a temperature without do_sample, and would save no weights, either."""
+    model = shutil.copytree(family("Qwen3"), tmp_path / "own")
+    settings = json.loads((model / "generation_config.json").read_text())
+    settings.pop("do_sample", None)
+    (model / "generation_config.json").write_text(json.dumps({**settings, "temperature": 0.7, "top_p": 0.8}))
+    _, folder = run_script(importlib.import_module("grpo_dynw"), "--model", model, "--steps", "0")
+    saved = json.loads((folder / "model/generation_config.json").read_text())
+    assert saved["temperature"] == 0.7 and (folder / "model/model.safetensors").exists()

@@ -513,6 +513,19 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
         assert [p["answer"] for p in mine] == [row["reward_model"]["ground_truth"] for row in rows]
 
 
+def test_a_folder_of_several_configurations_is_not_read_as_one(tmp_path):
+    card = "configs:\n"
+    for name in ("main", "socratic"):
+        card += f"- config_name: {name}\n  data_files:\n"
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            rows_of(6).to_json(tmp_path / name / f"{split}.jsonl")
+            card += f"  - split: {split}\n    path: {name}/{split}.jsonl\n"
+    (tmp_path / "README.md").write_text(f"---\n{card}---\n")
+    with pytest.raises(ValueError, match="onfig"):
+        rewards.load_splits(str(tmp_path))
+
+
 def test_splits_on_the_hub_that_differ_in_other_columns_are_read(tmp_path, monkeypatch):
     """The Hub's place is taken by a folder, which the library refuses to read as one dataset."""
     for split, more in (("train", {}), ("validation", {"level": 3}), ("test", {"level": "hard"})):
