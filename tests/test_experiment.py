@@ -25,7 +25,8 @@ def runs_by_hand():
     with open(ROOT / "benchmarks/results.csv", newline="") as file:
         for row in csv.DictReader(file):
             point = [float(row[name]) for name in ("accuracy", "conciseness", "clarity")]
-            lines[row["algorithm"], row["variant"], int(row["seed"])].append((int(row["step"]), point))
+            key = row["task"], row["algorithm"], row["variant"], int(row["seed"])
+            lines[key].append((int(row["step"]), point))
     for key, run in lines.items():
         points = np.array([point for _, point in run])
         volumes = [moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) for i in range(len(run))]
@@ -49,14 +50,19 @@ def test_hypervolume_and_area_counted_by_hand():
     by_hand = runs_by_hand()
     assert len(by_hand) == len(RUNS)
     for _, run in RUNS.iterrows():
-        expected = by_hand[run["algorithm"], run["variant"], run["seed"]]
+        expected = by_hand[run["task"], run["algorithm"], run["variant"], run["seed"]]
         assert (run["hv"], run["area"]) == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_paired_comparison_by_hand():
     """Of gradient and balanced under GRPO: the mean difference, and half of its interval with t(.975, 4) = 2.776."""
     by_hand = runs_by_hand()
-    d = np.array([by_hand["grpo", "gradient", s][1] - by_hand["grpo", "balanced", s][1] for s in range(4, 9)])
+    d = np.array(
+        [
+            by_hand["embedded", "grpo", "gradient", s][1] - by_hand["embedded", "grpo", "balanced", s][1]
+            for s in range(4, 9)
+        ]
+    )
     half = 2.7764451 * math.sqrt(((d - d.mean()) ** 2).sum() / 4 / 5)
     assert f"| GRPO | gradient | balanced | {d.mean():.3f} ± {half:.3f} |" in TEXT
 
@@ -64,7 +70,7 @@ def test_the_paired_comparison_by_hand():
 def test_the_figures_of_the_readme_are_those_of_the_csv():
     by_hand = runs_by_hand()
     names, seeds = ("balanced", "hypervolume", "gradient"), range(4, 9)
-    area = {name: np.mean([by_hand["grpo", name, seed][1] for seed in seeds]) for name in names}
+    area = {name: np.mean([by_hand["embedded", "grpo", name, seed][1] for seed in seeds]) for name in names}
     behind = [f"{area['balanced'] - area[name]:.3f}" for name in names[1:]]
     said = f"by {behind[0]} (hypervolume) and {behind[1]} (gradient) of {area['balanced']:.3f}"
     assert said in " ".join((ROOT / "README.md").read_text().split())
@@ -73,3 +79,30 @@ def test_the_figures_of_the_readme_are_those_of_the_csv():
 def test_holm():
     """The example of Holm (1979) in most textbooks: .01, .02, .03, .04 become .04, .06, .06, .06."""
     assert report.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+
+
+def test_steps_to_95_per_cent_by_hand():
+    """Of a weighting that gets there: with each seed, the first evaluation at 95% of what balanced weights end at."""
+    reached = []
+    for seed in range(4, 9):
+        goal = 0.95 * runs_by_hand()["embedded", "grpo", "balanced", seed][0]
+        with open(ROOT / "benchmarks/results.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["task"] == "embedded" and row["algorithm"] == "grpo"]
+        rows = [row for row in rows if row["variant"] == "hypervolume" and int(row["seed"]) == seed]
+        points = np.array([[float(row[name]) for name in ("accuracy", "conciseness", "clarity")] for row in rows])
+        for i, row in enumerate(rows):
+            if moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) >= goal:
+                reached.append(int(row["step"]))
+                break
+    line = next(line for line in TEXT.splitlines() if line.startswith("| GRPO | hypervolume | 5 |"))
+    assert line.endswith(f"| {sorted(reached)[len(reached) // 2]:.0f} ({len(reached)} of 5) |")
+
+
+def test_an_ablation_counts_the_first_60_steps_only():
+    """By the end of the lines that it shows: those of step 60, from the CSV."""
+    with open(ROOT / "benchmarks/results.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["algorithm"], row["variant"]) == ("grpo", "balanced")]
+    last = [float(row["accuracy"]) for row in rows if row["seed"] in "123" and row["step"] == "60"]
+    short = report.measured(EVALUATIONS[EVALUATIONS["step"] <= report.ABLATED])
+    shown = report.ablation(report.rows(short[short["seed"].between(1, 3)], ["balanced"]))
+    assert f" {np.mean(last):.3f} ± " in shown and len(last) == 3

@@ -18,7 +18,7 @@ def test_the_lines_of_code_beside_the_equations_are_those_of_the_code():
     method = README.split("## The method")[1].split("\n## ")[0]
     quotes = [re.split(r"\s{3,}", line.strip())[-1] for line in method.splitlines() if line.startswith("    ")]
     code = (ROOT / "grpo_dynw.py").read_text() + (ROOT / "hypervolume.py").read_text()
-    assert len(quotes) == 6
+    assert len(quotes) == 7
     assert [quote for quote in quotes if quote not in code] == []
 
 
@@ -27,7 +27,12 @@ def test_every_flag_that_is_named_exists(name):
     known = flags_in((ROOT / f"{name}.py").read_text())
     flags = {flag.replace("-", "_") for flag in re.findall(r"--([a-z][a-z-]+)", README)}
     assert len(flags) > 15
-    assert flags - known <= {"kl_coefficient", "baseline", "help"} | {"standalone", "nproc_per_node", "check"}
+    assert flags - known <= {"kl_coefficient", "baseline", "help"} | {
+        "standalone",
+        "nproc_per_node",
+        "check",
+        "index_url",
+    }
 
 
 def test_files_and_pictures_that_are_linked_exist():
