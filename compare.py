@@ -277,7 +277,8 @@ def what_moved(folder):
         went = ", ".join(f"{name} {steps[-1][f'weights/{name}']:.2f}" for name in run["objectives"])
         if run["weighting"] == "ascent":
             return f"\nWeights went to {went}: the lower an objective's performance, the higher its weight"
-        means = [np.mean([line[f"influence/{name}"] or 0 for line in steps]) for name in run["objectives"]]
+        seen = [[line[f"influence/{name}"] for line in steps] for name in run["objectives"]]
+        means = [np.mean([value for value in values if value is not None] or [0.0]) for values in seen]
         why = ", ".join(f"{mean:.2f}" for mean in means)
         return (
             f"\nWeights went to {went}: what each gradient has in common with all, its influence, was {why} on average"

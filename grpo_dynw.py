@@ -107,7 +107,7 @@ def parse_args():
 def settle(args):
     """Completes and checks the arguments. Returns the checkpoint to go on from, or None."""
     saved = None
-    if args.resume:
+    if args.resume is not None:
         saved = torch.load(Path(args.resume, "checkpoint.pt"), map_location="cpu", mmap=True, weights_only=True)
         given = {word[2:].split("=")[0].replace("-", "_") for word in sys.argv if word.startswith("--")}
         vars(args).update({name: value for name, value in saved["args"].items() if name not in given})
@@ -125,7 +125,6 @@ def settle(args):
     if os.path.exists(args.output_dir) and not saved:
         fail(f"--output-dir: {args.output_dir} exists")
     args.weights = args.weights or [1 / K] * K
-    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if not (len(args.weights) == K and min(args.weights) >= 0 and abs(sum(args.weights) - 1) < 1e-6):
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
@@ -138,6 +137,7 @@ def settle(args):
     for name, value in vars(args).items():
         if type(value) in (int, float) and not least.get(name, 0) <= value <= most.get(name, 2**32):
             fail(f"--{name.replace('_', '-')}: {value} is out of range")
+    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if args.prompts_per_step % (args.updates_per_step * WORLD):
         fail("--prompts-per-step: must be a multiple of --updates-per-step times the processes")
     return saved
@@ -520,7 +520,7 @@ def main():
         r_vec = rewards.score(names, batch["texts"], asked, lengths.tolist(), mean_length, step + 1)
         r_vec = torch.tensor(r_vec, dtype=torch.float64, device=device).T  # (K, N)
         if args.weighting in ("hypervolume", "ascent") and (r_vec.min() < 0 or r_vec.max() > 1):  # said once
-            warnings.warn("rewards outside [0, 1]: below the worst corner, 0, nothing adds hypervolume", stacklevel=1)
+            warnings.warn("rewards outside [0, 1], for which the worst corner, 0, is not meant", stacklevel=1)
         # 6. The rows of each update and micro-batch: responses of like length
         updates = torch.arange(len(lengths), device=device).chunk(U)
         updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
@@ -546,7 +546,7 @@ def main():
             if I.isfinite().all():
                 w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
                 for _ in names:  # to the nearest weights, in KL divergence, none of which is below the bound
-                    low = w <= args.min_weight
+                    low = (w > 0) & (w <= args.min_weight)
                     w = torch.where(low, args.min_weight, w / w[~low].sum() * (1 - args.min_weight * int(low.sum())))
             metrics |= {f"influence/{name}": value for name, value in zip(names, I.tolist())}
         elif U > 1:  # a single update starts from that policy

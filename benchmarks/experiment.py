@@ -119,7 +119,7 @@ def results(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--study", default="main", choices=STUDIES, help="which runs (default: main)")
-    parser.add_argument("--algorithms", nargs="+", help="grpo, rloo, reinforce (default: the study's)")
+    parser.add_argument("--algorithms", nargs="+", choices=["grpo", "rloo", "reinforce"], help="(default: the study's)")
     parser.add_argument("--variants", nargs="+", help="of the study (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: the study's)")
     parser.add_argument("--task", default="embedded", help="what the CSV calls this model and data")

@@ -254,7 +254,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try this file")
     parser.add_argument("--toy", action="store_true", help="toy sizes")
-    parser.add_argument("--parts", nargs="+", type=int, default=[1, 2, 3, 4, 5], help="which of 1 to 5 (default: all)")
+    parser.add_argument("--parts", nargs="+", type=int, choices=range(1, 6), default=range(1, 6), help="(default: all)")
     args = parser.parse_args()
     device, toy = args.device, TOY_FLAGS if args.toy else []
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -289,6 +289,9 @@ def main():
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks", help="where tables and figures go")
     args = parser.parse_args()
+    if not args.results.exists():
+        parser.error(f"--results: no {args.results}")
+    args.output.mkdir(parents=True, exist_ok=True)
     evaluations, figures = pandas.read_csv(args.results), []
     runs = measured(evaluations)
     for task, same in evaluations[evaluations["seed"] >= 4].groupby("task", sort=False):

@@ -316,7 +316,7 @@ def test_what_moved_is_said_of_dynamic_weightings(runs):
         lines[-1] |= {f"weights/{name}": value for name, value in zip(names, w)}
         lines[-1] |= {f"influence/{name}": value for name, value in zip(names, I)}
     text = compare.what_moved(write_run(runs / "C", lines, weighting="gradient"))
-    assert "accuracy 0.50, conciseness 0.20, clarity 0.30" in text and "1.50, 2.00, 1.50" in text
+    assert "accuracy 0.50, conciseness 0.20, clarity 0.30" in text and "1.50, 2.00, 3.00" in text
     assert text.count("\n") == 1
     text = compare.what_moved(write_run(runs / "E", lines, weighting="ascent"))
     assert text.startswith("\nWeights went to ") and "influence" not in text

@@ -73,7 +73,14 @@ def test_the_figures_of_the_readme_are_those_of_the_csv():
     area = {name: np.mean([by_hand["embedded", "grpo", name, seed][1] for seed in seeds]) for name in names}
     behind = [f"{area['balanced'] - area[name]:.3f}" for name in names[1:]]
     said = f"by {behind[0]} (hypervolume) and {behind[1]} (gradient) of {area['balanced']:.3f}"
-    assert said in " ".join((ROOT / "README.md").read_text().split())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert said in text
+    last = {run["variant"]: [] for _, run in RUNS.iterrows()}
+    for key, run in EVALUATIONS[EVALUATIONS["step"] == 120].groupby(["task", "algorithm", "variant", "seed"]):
+        if key[:2] == ("embedded", "grpo") and key[3] in seeds:
+            last[key[2]].append(run["accuracy"].item())
+    assert f"sold accuracy, {np.mean(last['balanced']):.3f}, for brevity" in text
+    assert f"gradient weighting has {np.mean(last['gradient']):.3f}" in text
 
 
 def test_holm():

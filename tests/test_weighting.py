@@ -83,6 +83,12 @@ def test_no_weight_falls_below_the_bound(weigh):
     assert weigh(gram, *flags, "--min-weight", "0.333333")[1] == pytest.approx([1 / 3] * 3, abs=1e-5)
 
 
+def test_the_bound_lifts_no_objective_of_weight_zero(weigh):
+    gram = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    flags = ["--weights", "0.5", "0", "0.5", "--mu", "1e-4", "--min-weight", "0.1", "--influence-scale", "clip"]
+    assert weigh(gram, *flags)[1] == pytest.approx([0.9, 0.0, 0.1], abs=1e-3)
+
+
 def test_ascent_follows_the_logarithm_of_the_hypervolume(run):
     """Of one point, the step's means: its derivative by each objective, times p, is 1, so w_k are as 1 / p_k."""
     flags = ["--weighting", "ascent", "--objectives", "accuracy", "conciseness", "clarity"]
