@@ -1,5 +1,6 @@
 """Several processes, with gloo on the CPU: they do together what one does alone."""
 
+import shutil
 import subprocess
 import sys
 
@@ -13,10 +14,9 @@ from compare import read_metrics
 FLAGS = ["--prompts-per-step", "8", "--learning-rate", "1e-4"]
 # (script, flags), each of which is run by 1, 2 and 4 processes
 TOGETHER = {
-    "fixed": ("grpo_dynw", ["--weighting", "fixed", "--updates-per-step", "2"]),
     "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
     "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
-    "ascent": ("grpo_dynw", ["--weighting", "ascent"]),
+    "ascent": ("grpo_dynw", ["--weighting", "ascent", "--updates-per-step", "2"]),
     "whitened": ("reinforce_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
     "gpt2": ("rloo_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
 }
@@ -98,15 +98,20 @@ def test_a_checkpoint_of_several_processes_is_whole(runs, folders):
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_torchrun(folders, tmp_path, processes):
-    """As in the README, from another folder; and bad input ends all processes."""
+    """As in the README, from another folder; and bad input ends all processes. One process is sharded, too."""
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     line += [ROOT / "rloo_dynw.py", *SMALL, "--steps", "1", "--model", folders["qwen3"], "--dataset", folders["data"]]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    if "terminate called without an active exception" in done.stderr:  # gloo, at exit: pytorch/pytorch#179291
+        shutil.rmtree(tmp_path / "runs")
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("after step 1") == 1
     [folder] = (tmp_path / "runs").iterdir()
     assert [line["step"] for line in read_metrics(folder)] == [0, 1]
     assert {path.name for path in folder.iterdir()} >= {"curves.png", "fronts.png", "model"}
+    if processes == "1":
+        return
     done = subprocess.run([*line, "--clip-low=-1"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "error: --clip-low" in done.stderr
     assert list((tmp_path / "runs").iterdir()) == [folder]

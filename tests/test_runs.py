@@ -387,7 +387,7 @@ def test_flags_reach_what_they_set(run, script, monkeypatch):
     monkeypatch.setattr(torch.optim, "AdamW", lambda p, **kwargs: made.append(kwargs) or torch.optim.SGD(p, lr=1e-3))
     run("--steps", "1", "--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5")
     assert losses[0][0][3:] == (0.1, 0.3, 4.0)
-    assert made == [{"lr": 1e-3, "weight_decay": 0.5}] and not optimisers
+    assert made == [{"lr": 1e-3, "weight_decay": 0.5, "fused": False}] and not optimisers
 
 
 @shared
