@@ -69,12 +69,14 @@ def test_the_paired_comparison_by_hand():
 
 def test_the_figures_of_the_readme_are_those_of_the_csv():
     by_hand = runs_by_hand()
-    names, seeds = ("balanced", "hypervolume", "gradient"), range(4, 9)
+    names, seeds = ("balanced", "hypervolume", "gradient", "ascent"), range(4, 9)
     area = {name: np.mean([by_hand["embedded", "grpo", name, seed][1] for seed in seeds]) for name in names}
     behind = [f"{area['balanced'] - area[name]:.3f}" for name in names[1:]]
     said = f"by {behind[0]} (hypervolume) and {behind[1]} (gradient) of {area['balanced']:.3f}"
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert said in text
+    assert said in text and f"is {-float(behind[2]):.3f} ahead, which does not survive" in text
+    [line] = [line for line in TEXT.splitlines() if line.startswith("| GRPO | ascent | balanced |")]
+    assert f"(p = {line.split(' | ')[-2]})" in text and line.endswith("| no difference survives |")
     last = {run["variant"]: [] for _, run in RUNS.iterrows()}
     for key, run in EVALUATIONS[EVALUATIONS["step"] == 120].groupby(["task", "algorithm", "variant", "seed"]):
         if key[:2] == ("embedded", "grpo") and key[3] in seeds:
