@@ -52,6 +52,7 @@ def test_a_step_is_compared_on_the_same_responses(gpu, folders, monkeypatch, tmp
     assert gpu.against_the_cpu("cpu", folders["data"], flags, tmp_path)[-1][-1] == said
 
 
+@pytest.mark.slow
 def test_a_resumed_run_that_lost_its_optimiser_or_its_generator_is_seen(gpu, folders, monkeypatch, tmp_path):
     from torch.distributed.checkpoint import state_dict
 

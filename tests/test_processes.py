@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from compare import read_metrics
 
 FLAGS = ["--prompts-per-step", "8", "--learning-rate", "1e-4"]
-# (script, flags), each of which is run by 1, 2 and 4 processes
+# (script, flags), each of which is run by 1 and 2 processes, those of GRPO by 4, too
 TOGETHER = {
     "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
     "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
@@ -31,7 +31,7 @@ def runs(folders, tmp_path_factory):
     inputs = [*SMALL, *FLAGS, "--dataset", folders["data"]]
     chains = []
     for name, (script, flags) in TOGETHER.items():
-        for world in (1, 2, 4):
+        for world in (1, 2, 4) if script == "grpo_dynw" else (1, 2):
             # Recomputed activations and other micro-batches change nothing, either.
             extra = ["--gradient-checkpointing", "--micro-batch-size", "3"] if world == 4 else []
             output = ["--model", folders[MODELS.get(name, "qwen3")], "--output-dir", base / f"{name}-{world}"]
@@ -58,8 +58,9 @@ def largest_difference(one, other):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize(
+    "name, world", [(n, w) for n in TOGETHER for w in (2, 4) if w == 2 or "grpo" in TOGETHER[n][0]]
+)
 def test_processes_together_do_what_one_does_alone(runs, name, world):
     alone, together = read_metrics(runs / f"{name}-1"), read_metrics(runs / f"{name}-{world}")
     for a, b in zip(without_times(alone), without_times(together), strict=True):
@@ -77,7 +78,7 @@ def test_what_is_compared_has_moved(runs, folders):
     """Two steps of at most 1e-4: differences below 1e-5 are a tenth of a step."""
     for name in TOGETHER:
         before = load_file(folders[MODELS.get(name, "qwen3")] / "model.safetensors")
-        after = weights_of(runs / f"{name}-4")
+        after = weights_of(runs / f"{name}-2")
         assert min((before[key] - after[key]).abs().max().item() for key in before) > 5e-5
 
 
