@@ -157,7 +157,7 @@ def steps(device, data, shapes, flags, scratch):
     rows[0] += [*phases, "step", "of fixed", "responses a second", "peak GB", "bytes a parameter"]
     for name, shape in shapes.items():
         script = "rloo" if name == "4B" else "grpo"  # without the reference model, it may fit
-        fixed, numbers = float("nan"), []
+        fixed = float("nan")
         for weighting in ("fixed", "gradient"):
             free(device)
             given = ["--weighting", weighting, "--dataset", data, "--model", scratch / name, "--device", device]
@@ -179,7 +179,8 @@ def steps(device, data, shapes, flags, scratch):
                 model = transformers.AutoModelForCausalLM.from_pretrained(name)
             peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else float("nan")
             numbers = [*times, sum(times), sum(times) / fixed, responses / sum(times), peak / 1e9]
-            rows[-1] += [f"{number:.2f}" for number in [*numbers, peak / sum(p.numel() for p in model.parameters())]]
+            numbers.append(peak / sum(p.numel() for p in model.parameters()))
+            rows[-1] += [f"{number:.2f}" for number in numbers]
     return rows
 
 

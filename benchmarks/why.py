@@ -25,7 +25,9 @@ import pandas
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from headline import smooth  # noqa: E402
+
 from compare import COLOURS, STYLE  # noqa: E402
 
 RESULTS, STEPS = ROOT / "benchmarks/why.csv", 120
@@ -89,12 +91,6 @@ def observed(case):
     return rows
 
 
-def smoothed(values, width=5):
-    """The mean over seeds of values (seeds, steps), and over `width` steps around each."""
-    mean = values.mean(0)
-    return np.array([mean[max(0, i - width // 2) : i + width // 2 + 1].mean() for i in range(len(mean))])
-
-
 def draw(table):
     """A row a weighting: where objectives vary, where they disagree, their shares of the advantage, their gradients."""
     figure = Figure(figsize=(15, 6.4), layout="constrained")
@@ -103,7 +99,7 @@ def draw(table):
 
         def line(axes, column, colour, label=None, style="-", own=own):
             values = own.pivot(index="seed", columns="step", values=column)
-            axes.plot(values.columns, smoothed(values.to_numpy()), style, color=colour, label=label)
+            axes.plot(values.columns, smooth(values.to_numpy().mean(0), 2), style, color=colour, label=label)
 
         for name, colour in zip(NAMES, COLOURS[3:]):
             line(row[0], f"varies_{name}", colour, name)
