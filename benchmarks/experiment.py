@@ -45,7 +45,8 @@ MAIN = {
     "gradient": "--weighting gradient",
     "ascent": "--weighting ascent",
 }
-# AdamW's place is taken by plain SGD, whose learning rate makes updates about as long as AdamW's are at first.
+# AdamW's place is taken by plain SGD, whose learning rate makes updates as long as AdamW's first. It puts the decay of
+# weights in the gradient, where it would be longer than all else, so there is none.
 SGD = """
 import runpy, sys, torch
 torch.optim.AdamW = torch.optim.SGD
@@ -72,8 +73,8 @@ ABLATIONS = {
     "balanced, polynomial": "--lr-schedule polynomial",
     "hypervolume, polynomial": "--weighting hypervolume --lr-schedule polynomial",
     "gradient, polynomial": "--weighting gradient --lr-schedule polynomial",
-    "balanced, SGD": "--learning-rate 0.1",
-    "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1",
+    "balanced, SGD": "--learning-rate 0.1 --weight-decay 0",
+    "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1 --weight-decay 0",
     **{f"{name}, learning rate 4e-5": f"{flags} --learning-rate 4e-5" for name, flags in MAIN.items()},
 }
 STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
