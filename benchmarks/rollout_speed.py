@@ -66,13 +66,13 @@ def continuous(model, prompts, limit, sample=True):
         pad_token_id=model.generation_config.pad_token_id,
         **(SAMPLING if sample else {"do_sample": False}),
     )
-    # It sizes its cache by the memory of a GPU, and on a CPU takes all there is, unless it is told.
-    sizes = None if model.device.type == "cuda" else ContinuousBatchingConfig(
-        num_blocks=2 * len(prompts), max_batch_tokens=4096)  # fmt: skip
+    # Left to itself, its cache takes all memory that it finds.
+    sizes = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=4096)
     out = model.generate_batch(
         prompts, generation_config=settings, continuous_batching_config=sizes, progress_bar=False
     )
-    assert len(out) == len(prompts)
+    if len(out) < len(prompts) or any(answer.error for answer in out.values()):
+        raise RuntimeError(next((answer.error for answer in out.values() if answer.error), "some prompts unanswered"))
     return [out[name].generated_tokens for name in sorted(out, key=lambda name: int(name.rpartition("_")[2]))]
 
 

@@ -42,14 +42,17 @@ FIELDS += [f"{what}_{NAMES[i]}_{NAMES[j]}" for what in ("both", "disagree") for 
 def of_groups(groups, w):
     """
     Of rewards (K, prompts, G) with weights (K,): the share of groups in which each objective varies (K,); each one's
-    share of the variance of the weighted reward, a mean over the groups in which that varies (K,); the share of groups
-    in which both of a pair vary, and in which they then disagree, that is, have a negative covariance (pairs,).
+    share of the variance of the weighted reward, a mean over the groups in which it does not all but cancel (K,); the
+    share of groups in which both of a pair vary, and in which they then disagree, that is, have a negative covariance
+    (pairs,).
     """
     centred = groups - groups.mean(-1, keepdims=True)
     covariance = np.einsum("kpg,lpg->pkl", centred, centred)
     varies = np.einsum("pkk->kp", covariance) > 0
-    total = np.einsum("k,pkl,l->p", w, covariance, w)
-    share = w[:, None] * np.einsum("pkl,l->kp", covariance, w)[:, total > 1e-12] / total[total > 1e-12]
+    parts = w[:, None] * np.einsum("pkl,l->kp", covariance, w)  # (K, prompts)
+    total = parts.sum(0)
+    remains = total > 0.01 * np.einsum("k,pkk->p", w**2, covariance)
+    share = parts[:, remains] / total[remains]
     both = np.array([varies[i] & varies[j] for i, j in PAIRS])
     disagree = np.array([both[n] & (covariance[:, i, j] < 0) for n, (i, j) in enumerate(PAIRS)])
     return varies.mean(1), share.mean(1), both.mean(1), disagree.mean(1)
@@ -109,10 +112,10 @@ def draw(table):
         for (i, j), colour in zip(PAIRS, COLOURS):
             line(row[1], f"both_{NAMES[i]}_{NAMES[j]}", colour, f"{NAMES[i]}, {NAMES[j]}", ":")
             line(row[1], f"disagree_{NAMES[i]}_{NAMES[j]}", colour, f"{NAMES[i]}, {NAMES[j]}")
-        row[0].set(ylabel=f"{weighting}\nshare of groups", title="it varies in", ylim=(0, 1))
-        row[1].set(ylabel="share of groups", title="both vary in (dotted), and disagree", ylim=(0, 1))
-        row[2].set(ylabel="share", title="of the weights (dotted), of the advantage", ylim=(-0.2, 1))
-        row[3].set(ylabel="length", title="of its policy gradient", ylim=(0, None))
+        row[0].set(ylabel=f"{weighting}\nshare of groups", title="Groups in which each varies", ylim=(0, 1))
+        row[1].set(title="Both vary (dotted), and disagree", ylim=(0, 1))
+        row[2].set(title="Share of weights (dotted), of advantage", ylim=(-0.2, 1))
+        row[3].set(title="Length of the policy gradient", ylim=(0, 0.15))
         for axes in row:
             axes.set_xlabel("step")
     row[0].legend()

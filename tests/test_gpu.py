@@ -1,5 +1,6 @@
 """benchmarks/gpu.py, at toy sizes and on the CPU: it waits for a day on which there is a GPU, and must run then."""
 
+import math
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ def test_all_its_parts_run_at_toy_sizes():
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--toy"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.findall(r"^(\d)\. After", done.stdout, re.M) == list("123345")
+    assert re.findall(r"^Part (\d):", done.stdout, re.M) == list("123345")
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
     assert sum(row[-1] == "yes" for row in rows) == 3 and not any("NO" in row for row in rows)
     # Continuous batching does not run on every machine without a GPU.
@@ -49,7 +50,7 @@ def test_a_step_is_compared_on_the_same_responses(gpu, folders, monkeypatch, tmp
     if not replayed:
         monkeypatch.setattr(gpu, "first_step", lambda script, kept: first_step(script, []))
     flags = ["--prompts-per-step", "2", "--num-generations", "4", "--max-new-tokens", "64"]
-    assert gpu.against_the_cpu("cpu", folders["data"], flags, tmp_path)[-1][-1] == said
+    assert list(gpu.against_the_cpu("cpu", folders["data"], flags, tmp_path))[-1][-1] == said
 
 
 @pytest.mark.slow
@@ -67,10 +68,10 @@ def test_a_resumed_run_that_lost_its_optimiser_or_its_generator_is_seen(gpu, fol
                          options=options)  # fmt: skip
 
     monkeypatch.setattr(state_dict, "set_state_dict", without_moments)
-    assert gpu.resumed("cpu", folders["data"], flags, tmp_path / "a")[-1][-1] == "NO"
+    assert list(gpu.resumed("cpu", folders["data"], flags, tmp_path / "a"))[-1][-1] == "NO"
     monkeypatch.undo()
     monkeypatch.setattr(torch, "set_rng_state", lambda state: None)
-    assert gpu.resumed("cpu", folders["data"], flags, tmp_path / "b")[-1][-1] == "NO"
+    assert list(gpu.resumed("cpu", folders["data"], flags, tmp_path / "b"))[-1][-1] == "NO"
 
 
 def test_a_step_that_differs_is_seen(gpu):
@@ -92,3 +93,26 @@ def test_a_step_that_differs_is_seen(gpu):
     ):
         found = gpu.differences({**one, key: one[key] + change}, one)
         assert [name for name, most in gpu.ALLOWED.items() if found[name] > most] == [what]
+    for key in one:  # as what is not finite is logged
+        assert max(gpu.differences({**one, key: None}, one).values()) == math.inf
+
+
+def test_a_part_that_fails_keeps_its_rows_and_says_so(gpu, monkeypatch, capsys):
+    def fails(*_):
+        yield ["what", "as it should be"]
+        yield ["first", "yes"]
+        raise RuntimeError("CUDA error:\nan illegal | access")
+
+    monkeypatch.setattr(gpu, "resumed", fails)
+    assert not gpu.run_part(4, "cpu", True)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert rows[2:] == ["| first | yes |", "| it failed: RuntimeError: CUDA error: an illegal / access | NO |"]
+
+
+def test_a_part_that_hangs_is_stopped(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--toy", "--parts", "4", "5"])
+    monkeypatch.setattr(gpu, "SECONDS", dict.fromkeys(gpu.SECONDS, 0.01))
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 1
+    assert re.findall(r"Part (\d) was stopped", capsys.readouterr().out) == ["4", "5"]
