@@ -118,8 +118,8 @@ def draw(table):
         row[3].set(title="Length of the policy gradient", ylim=(0, 0.15))
         for axes in row:
             axes.set_xlabel("step")
-    row[0].legend()
-    row[1].legend(*(items[1::2] for items in row[1].get_legend_handles_labels()))
+    figure.legend(*row[0].get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    figure.legend(*(half[1::2] for half in row[1].get_legend_handles_labels()), loc="outside lower right", ncols=3)
     return figure
 
 
