@@ -533,7 +533,7 @@ def main():
         updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
         micros = sum(updates, ())
         # 7. Weights, and log-probabilities under the policy that sampled
-        if args.weighting == "ascent":  # ours: w is the gradient of sum_k w0_k log p_k, p the mean performance
+        if args.weighting == "ascent":  # ours: w ~ the gradient of sum_k w0_k log p_k, p the mean performance
             p = summed(r_vec.sum(1)) / (args.prompts_per_step * G)  # (K,)
             if "conciseness" in names:  # as in evaluate()
                 p[names.index("conciseness")] = 1 - num_tokens / (args.prompts_per_step * G * args.max_new_tokens)
@@ -546,9 +546,9 @@ def main():
         if args.weighting == "gradient":  # Alg. 2
             A_k = advantage(r_vec, lengths, args).float()  # (K, N), as if each objective were the only one
             gram, old = gram_matrix(policy, probed, batch, micros, A_k, num_tokens)  # <g_j, g_k>, (K, K)
-            length = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
+            norm = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
             # A gradient that is rounding stays 0, and an objective of weight 0 is only watched.
-            scale = torch.where((length > 1e-6 * length.max()) & (w > 0), 1 / length, 0.0)
+            scale = torch.where((norm > 1e-6 * norm.max()) & (w > 0), 1 / norm, 0.0)
             I = (gram * scale[:, None] * scale).sum(1)  # I_k = <g_k, sum_j g_j>, Eq. (3)
             if I.isfinite().all():
                 w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
@@ -563,7 +563,7 @@ def main():
                     found = token_logprobs(policy, micro_batch(batch, rows))
                 old[rows, : found.shape[1]] = found
         times.append(clock())
-        # 8. One advantage, with Alg. 1's factor. On the reward, a division by the spread would undo it
+        # 8. One advantage, with Alg. 1's factor. On the reward, a division by a spread would undo it
         r = w @ r_vec  # (N,)
         signal = r if args.normalize == "sum" else r_vec
         if args.meta_reward_on == "reward":

@@ -36,7 +36,7 @@ EVAL_EVERY = 10
 NAMES = ["accuracy", "conciseness", "clarity"]
 FIELDS = ["task", "algorithm", "variant", "seed", "step", *NAMES, *(f"w_{name}" for name in NAMES)]
 FIELDS += ["r_pareto", "seconds"]
-LEARNING_RATES = ["1e-5", "2e-5", "4e-5"]
+ALGORITHMS = ["grpo", "rloo", "reinforce"]
 MAIN = {
     "accuracy-focused": "--weights 0.5 0.25 0.25",
     "balanced": "",
@@ -54,9 +54,7 @@ sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 ABLATIONS = {
-    "balanced": "",
-    "hypervolume": "--weighting hypervolume",
-    "gradient": "--weighting gradient",
+    **{name: MAIN[name] for name in ("balanced", "hypervolume", "gradient")},
     "hypervolume, r_pareto on the reward": "--weighting hypervolume --meta-reward-on reward",
     "hypervolume, scale 1": "--weighting hypervolume --hv-scale 1",
     "hypervolume, scale 2048": "--weighting hypervolume --hv-scale 2048",
@@ -77,14 +75,10 @@ ABLATIONS = {
     "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1 --weight-decay 0",
     **{f"{name}, learning rate 4e-5": f"{flags} --learning-rate 4e-5" for name, flags in MAIN.items()},
 }
+TUNING = {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in ("1e-5", "2e-5", "4e-5")}
 STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
-    "main": (["grpo", "rloo", "reinforce"], MAIN, [4, 5, 6, 7, 8], 120),
-    "learning-rate": (
-        ["grpo", "rloo", "reinforce"],
-        {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in LEARNING_RATES},
-        [0],
-        120,
-    ),
+    "main": (ALGORITHMS, MAIN, [4, 5, 6, 7, 8], 120),
+    "learning-rate": (ALGORITHMS, TUNING, [0], 120),
     "ablations": (["grpo"], ABLATIONS, [1, 2, 3], 60),
 }
 
@@ -117,10 +111,19 @@ def results(folder):
             since = []
 
 
+def record(path, case, lines):
+    """Puts a run's results into the CSV, in the place of those that it has of a shorter run of this case."""
+    with open(path, newline="") as file:
+        rows = [row for row in csv.reader(file) if row[: len(case)] != list(map(str, case))]
+    with open(path.with_suffix(".tmp"), "w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([*rows, *([*case, *line] for line in lines)])
+    os.replace(path.with_suffix(".tmp"), path)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--study", default="main", choices=STUDIES, help="which runs (default: main)")
-    parser.add_argument("--algorithms", nargs="+", choices=["grpo", "rloo", "reinforce"], help="(default: the study's)")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="(default: the study's)")
     parser.add_argument("--variants", nargs="+", help="of the study (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: the study's)")
     parser.add_argument("--task", default="embedded", help="what the CSV calls this model and data")
@@ -148,8 +151,8 @@ def main():
         task, algorithm, variant, seed = case
         folder = args.runs / "-".join(map(str, case)).replace(" ", "_").replace(",", "")
         train(algorithm, variants[variant], seed, steps, folder, more, "SGD" in variant)
-        with lock, open(args.results, "a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows([*case, *line] for line in results(folder))
+        with lock:
+            record(args.results, case, results(folder))
         (folder / "checkpoint.pt").unlink()
 
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -29,27 +29,15 @@ ABLATIONS = {  # title: variants, of which those that are in the CSV are shown
     "What r_pareto scales": ["balanced", "hypervolume", "hypervolume, r_pareto on the reward"],
     "The factor on the gain in hypervolume": ["hypervolume, scale 1", "hypervolume", "hypervolume, scale 2048"],
     "The reference point": ["hypervolume", "hypervolume, from the initial model"],
-    "The scale of influence, and mu": [
-        "gradient",
-        "gradient, clipped",
-        "gradient, mu / 10",
-        "gradient, mu x 10",
-    ],
+    "The scale of influence, and mu": ["gradient", "gradient, clipped", "gradient, mu / 10", "gradient, mu x 10"],
     "The least weight": ["gradient", "gradient, least weight 0.05", "gradient, least weight 0.15"],
     "What is normalised": ["balanced", "balanced, each normalised", "gradient", "gradient, each normalised"],
     "The probed layers": ["gradient, all layers", "gradient", "gradient, last layer"],
-    "The schedule of the learning rate": [
-        "balanced",
-        "balanced, polynomial",
-        "hypervolume",
-        "hypervolume, polynomial",
-        "gradient",
-        "gradient, polynomial",
-    ],
+    "The schedule of the learning rate": [v + s for v in ("balanced", *DYNAMIC[:2]) for s in ("", ", polynomial")],
     "The optimiser": ["balanced", "hypervolume", "balanced, SGD", "hypervolume, SGD"],
     "A learning rate of 4e-5": [f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC],
 }
-CURE = ["balanced", "efficiency-focused", "ascent"]
+CHOSEN_ON = ["balanced", "efficiency-focused", "ascent"]
 ABLATED = 60  # steps of an ablation
 MEASURES = {  # of a run: title of the column, format
     "hv": ("hypervolume", "{:.3f}"),
@@ -118,7 +106,7 @@ def final_table(runs):
     return table(rows)
 
 
-def rows(runs, variants):
+def of_variants(runs, variants):
     """Those of `runs` that are of `variants`, in this order."""
     return pandas.concat([runs[runs["variant"] == variant] for variant in variants])
 
@@ -173,7 +161,7 @@ def measured(evaluations):
 
 def band(axes, x, values, colour, label, **style):
     """The mean over seeds, values (seeds, N), and one standard deviation to both sides."""
-    mean, deviation = values.mean(0), values.std(0)
+    mean, deviation = values.mean(0), values.std(0, ddof=int(len(values) > 1))
     axes.plot(x, mean, color=colour, label=label, **style)
     axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
 
@@ -184,8 +172,8 @@ def per_seed(evaluations, column):
 
 
 def best_attained(points, x):
-    """For each value in `x`, the largest y of points (N, 2) whose x is at least that, or 0."""
-    return np.array([points[points[:, 0] >= value, 1].max(initial=0.0) for value in x])
+    """For each value in `x`, the largest y of points (N, 2) whose x is at least that, or nan where there is none."""
+    return np.array([max(points[points[:, 0] >= value, 1], default=np.nan) for value in x])
 
 
 def styled(variants):
@@ -207,7 +195,7 @@ def draw_volumes(runs, algorithms, variants):
 
 
 def draw_fronts(evaluations, algorithms, variants):
-    """Mean fronts over seeds in each plane of two objectives, a row an algorithm."""
+    """Mean fronts in each plane of two objectives, as far as those of all seeds go; a row an algorithm."""
     figure = Figure(figsize=(13, 3.8 * len(algorithms)), layout="constrained")
     for row, algorithm in zip(figure.subplots(len(algorithms), 3, squeeze=False), algorithms):
         own = evaluations[evaluations["algorithm"] == algorithm]
@@ -267,13 +255,13 @@ def report(evaluations, figures):
         tuned, whole = (
             r[(r["task"] == task) & (r["algorithm"] == "grpo") & r["seed"].between(1, 3)] for r in (short, runs)
         )
-        tables = {title: rows(tuned, variants) for title, variants in ABLATIONS.items()}
+        tables = {title: of_variants(tuned, variants) for title, variants in ABLATIONS.items()}
         tables = {title: shown for title, shown in tables.items() if shown["variant"].nunique() > 1}
         if tables:
             text.append(f"### Ablations: GRPO, the first {ABLATED} steps, seeds 1 to 3")
             text += [part for title, shown in tables.items() for part in (f"{title}:", ablation(shown))]
         if "ascent" in set(whole["variant"]):
-            text += ["### Ascent, on the seeds that it was chosen on", ablation(rows(whole, CURE))]
+            text += ["### Ascent, on the seeds that it was chosen on", ablation(of_variants(whole, CHOSEN_ON))]
         chosen = same[same["seed"] == 0]
         if len(chosen):
             text += ["### The learning rate, chosen on balanced weights, seed 0"]

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import experiment  # noqa: E402
 import report  # noqa: E402
 
 EVALUATIONS = pandas.read_csv(ROOT / "benchmarks/results.csv")
@@ -113,5 +114,29 @@ def test_an_ablation_counts_the_first_60_steps_only():
         rows = [row for row in csv.DictReader(file) if (row["algorithm"], row["variant"]) == ("grpo", "balanced")]
     last = [float(row["accuracy"]) for row in rows if row["seed"] in "123" and row["step"] == "60"]
     short = report.measured(EVALUATIONS[EVALUATIONS["step"] <= report.ABLATED])
-    shown = report.ablation(report.rows(short[short["seed"].between(1, 3)], ["balanced"]))
+    shown = report.ablation(report.of_variants(short[short["seed"].between(1, 3)], ["balanced"]))
     assert f" {np.mean(last):.3f} ± " in shown and len(last) == 3
+
+
+def test_a_longer_run_takes_the_place_of_a_shorter_one(tmp_path):
+    """As of an ablation's first 60 steps: else its case would have two rows of a step. Others stay to the byte."""
+    path, other = tmp_path / "results.csv", "embedded,grpo,balanced,11,60,0.5,0.5,0.5,,,,1.0,9\n"
+    titles = ",".join(experiment.FIELDS) + "\n"
+    path.write_text(f"{titles}embedded,grpo,balanced,1,60,0.1,0.1,0.1,,,,1.0,9\n{other}")
+    case = ("embedded", "grpo", "balanced", 1)
+    experiment.record(
+        path, case, iter([[60, 0.2, 0.2, 0.2, "", "", "", 1.0, 8], [120, 0.3, 0.3, 0.3, "", "", "", 1.0, 16]])
+    )
+    new = "embedded,grpo,balanced,1,60,0.2,0.2,0.2,,,,1.0,8\nembedded,grpo,balanced,1,120,0.3,0.3,0.3,,,,1.0,16\n"
+    assert path.read_text() == titles + other + new
+
+
+def test_by_area_the_largest_learning_rate_leads():
+    tried = RUNS[RUNS["seed"] == 0]
+    leading = tried.loc[tried.groupby("algorithm")["area"].idxmax(), "variant"]
+    assert leading.tolist() == ["balanced, learning rate 4e-5"] * 3
+
+
+def test_a_front_ends_where_its_points_do():
+    points = np.array([[0.2, 0.9], [0.5, 0.4], [0.6, 0.1]])
+    assert report.best_attained(points, [0.1, 0.3, 0.6, 0.7]) == pytest.approx([0.9, 0.4, 0.1, np.nan], nan_ok=True)

@@ -57,22 +57,51 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     assert "so in {:.2f} of all groups, and disagree in {:.2f}".format(*both) in text
     varies = mean("balanced", "varies_clarity", 11, 20), mean("balanced", "varies_clarity", 91, 120)
     assert "varies in {:.2f} of the groups of steps 11 to 20, and in {:.2f} of those".format(*varies) in text
-    early = mean("gradient", "weight_conciseness", 11, 20), mean("gradient", "share_conciseness", 11, 20)
-    assert "{:.2f} in steps 11 to 20, which leaves it no share of the advantage ({:.2f}".format(*early) in text
     late = {key: mean("gradient", key, 91, 120) for key in rows("why.csv")[0] if key[-1].isalpha() and "_" in key}
+    assert f"from step 91 on it has {late['weight_clarity']:.2f} of the weight" in text
     lengths = mean("gradient", "length_clarity", 1, 10), late["length_clarity"]
-    assert f"it has {late['weight_clarity']:.2f} of the weight, while its gradient" in text
-    assert "from {:.2f} to {:.2f}".format(*lengths) in text
+    assert "its gradient has fallen from {:.2f} to {:.2f}".format(*lengths) in text
     assert f"and it varies in {late['varies_clarity']:.2f} of the groups" in text
-    assert f"clarity has {late['share_clarity']:.2f} of the advantage" in text
-    ratio = late["weight_accuracy"] / late["weight_conciseness"]
-    assert f"{ratio:.1f} times the weight of conciseness, and {late['share_accuracy']:.2f} of the advantage" in text
+    assert f"so that {late['share_clarity']:.2f} of the advantage is all" in text
+    two = [mean("gradient", f"weight_{name}", 31, 60) for name in ("accuracy", "conciseness")]
+    shares = [mean(weighting, "share_conciseness", 31, 60) for weighting in ("gradient", "balanced")]
+    assert f"it has {two[0] / two[1]:.1f} times the weight of conciseness" in text
+    assert "whose share of the advantage is {:.2f} (balanced: {:.2f})".format(*shares) in text
     for name in why.NAMES:
         assert round(fmean(mean(w, f"length_{name}", 1, 10) for w in why.WEIGHTINGS), 2) == 0.07
-    main = {"task": "embedded", "algorithm": "grpo"}
-    factor = [row for row in rows("results.csv", variant="hypervolume", **main) if int(row["seed"]) >= 4]
-    factor = [fmean(float(row["r_pareto"]) for row in factor if row["step"] == step) for step in ("20", "40")]
-    assert "r_pareto is {:.2f} in steps 11 to 20 and {:.2f} in steps 31 to 40".format(*factor) in text
-    box = [row for row in rows("results.csv", variant="ascent", **main) if int(row["seed"]) >= 4]
-    box = [fmean(np.prod([float(row[n]) for n in why.NAMES]) for row in box if row["step"] == s) for s in ("30", "120")]
+    assert f"conciseness has {mean('balanced', 'share_conciseness', 1, 10):.2f} of the advantage then" in text
+
+    def judged(variant, step, column):
+        found = rows("results.csv", task="embedded", algorithm="grpo", variant=variant, step=str(step))
+        found = [row for row in found if int(row["seed"]) >= 4]
+        assert len(found) == 5
+        return [float(row[column]) if column else float(np.prod([float(row[n]) for n in why.NAMES])) for row in found]
+
+    def end(variant, column, step=120):
+        return fmean(judged(variant, step, column))
+
+    ratio = [
+        sum(end(variant, f"w_{name}", step) for step in (30, 40, 50, 60))
+        for variant in ("efficiency-focused", "ascent", "gradient", "accuracy-focused")
+        for name in ("conciseness", "accuracy")
+    ]
+    ratio = [ratio[i] / ratio[i + 1] for i in (0, 2, 4, 6)]
+    assert "is {:.2f} times that of accuracy (efficiency-focused), {:.2f} (ascent), 1 (".format(*ratio) in text
+    assert "{:.2f} (gradient) and {:.2f} (accuracy-focused)".format(*ratio[2:]) in text
+    order = ("accuracy-focused", "gradient", "hypervolume", "ascent", "balanced", "efficiency-focused")
+    boxes = [end(variant, "") for variant in order]
+    said = ", ".join(f"{box:.3f} ({name})" for box, name in zip(boxes[:5], order))
+    assert f"{said}, {boxes[5]:.3f}." in text and boxes == sorted(boxes, reverse=True)
+    two = [end(v, "accuracy") for v in ("gradient", "accuracy-focused")]
+    two += [96 * (1 - end(v, "conciseness")) for v in ("gradient", "accuracy-focused")]
+    assert "an accuracy of {:.3f} and {:.3f} and a length of {:.1f} and {:.1f}".format(*two) in text
+    factor = [end("hypervolume", "r_pareto", step) for step in (20, 40, 50)]
+    assert "r_pareto is {:.2f} in steps 11 to 20".format(*factor) in text
+    assert "{1:.2f} in steps 31 to 40 and {2:.2f} in the next ten".format(*factor) in text
+    there = end("hypervolume", "accuracy"), end("balanced", "accuracy", 100)
+    there += tuple(96 * (1 - end(v, "conciseness", s)) for v, s in (("hypervolume", 120), ("balanced", 100)))
+    assert "at {:.3f} and {:.3f}, and {:.1f} and {:.1f} tokens".format(*there) in text
+    sooner = [end("ascent", "accuracy", s) for s in (60, 70)] + [end("balanced", "accuracy", s) for s in (70, 80)]
+    assert "with {:.3f} and {:.3f} at steps 60 and 70 where those have {:.3f} and {:.3f}".format(*sooner) in text
+    box = end("ascent", "", 30), end("ascent", "")
     assert "falls from {:.2f} at step 30 to {:.2f}".format(*box) in text
