@@ -84,7 +84,7 @@ def parse_args():
     flag("num-generations", 8, "responses to each problem")
     flag("updates-per-step", 1, "each on its share of the problems")
     flag("micro-batch-size", 32, "responses back-propagated at once; changes no result")
-    flag("rollout-batch-size", 128, "responses generated at once")
+    flag("rollout-batch-size", 128, "responses generated at once, all to a problem together")
     PARSER.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     flag("learning-rate", 2e-5, "of AdamW")
     flag("lr-schedule", "constant", "polynomial: to 0", choices=["constant", "polynomial"])
@@ -133,7 +133,7 @@ def settle(args):
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: two shares, in order")
     least = {"num_generations": 2, "clip_dual": 1.001, "mu": 1e-99, "eval_every": 1, "updates_per_step": 1}
-    least |= {"max_new_tokens": 1, "prompts_per_step": 1, "micro_batch_size": 1}
+    least |= dict.fromkeys(["max_new_tokens", "prompts_per_step", "micro_batch_size", "rollout_batch_size"], 1)
     most = {"min_weight": 1 / K}
     for name, value in vars(args).items():
         if type(value) in (int, float) and not least.get(name, 0) <= value <= most.get(name, 2**32):
@@ -413,7 +413,7 @@ def main():
         # --- end ---
         longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
         if args.max_prompt_tokens + args.max_new_tokens > longest:
-            fail(f"--model: has {longest} positions, less than --max-prompt-tokens and --max-new-tokens")
+            fail(f"--model: has {longest} positions, less than --max-prompt-tokens + --max-new-tokens")
         probed = probed_maps(policy, *args.probe_layers) if args.weighting == "gradient" else None
         what, splits = args.dataset, ["train", "test"]
         splits += ["validation"] if args.weighting == "hypervolume" else []

@@ -136,9 +136,14 @@ def main():
     algorithms, variants, seeds, steps = STUDIES[args.study]
     algorithms, seeds = args.algorithms or algorithms, args.seeds or seeds
     if unknown := {*(args.variants or [])} - variants.keys():
-        parser.error(f"--variants: no {', '.join(unknown)} in this study, which has {', '.join(variants)}")
+        parser.error(f"--variants: no {'; '.join(unknown)} in this study, which has {'; '.join(variants)}")
+    if args.jobs < 1:
+        parser.error("--jobs: 1 or more")
+    if (args.model or args.dataset) and args.task == "embedded":
+        parser.error("--task: give your model and data a name, under which the CSV has them")
     more = [f"--{name}={value}" for name in ("model", "dataset") if (value := getattr(args, name))]
 
+    args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.results.exists():
         args.results.write_text(",".join(FIELDS) + "\n")
     with open(args.results, newline="") as file:

@@ -281,6 +281,8 @@ def main():
         parser.error(f"--results: no {args.results}")
     args.output.mkdir(parents=True, exist_ok=True)
     evaluations, figures = pandas.read_csv(args.results), []
+    if evaluations.empty:
+        parser.error("--results: no run in it yet")
     runs = measured(evaluations)
     for task, same in evaluations[evaluations["seed"] >= 4].groupby("task", sort=False):
         algorithms, own = list(same["algorithm"].unique()), runs[(runs["task"] == task) & (runs["seed"] >= 4)]

@@ -126,7 +126,7 @@ def draw(table):
 @matplotlib.rc_context(STYLE)
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--draw", action="store_true", help="from the CSV that is there")
+    parser.add_argument("--draw", action="store_true", help="only the picture, from the CSV that is there")
     if not parser.parse_args().draw:
         os.environ["OMP_NUM_THREADS"] = "1"
         cases = list(product(WEIGHTINGS.items(), [1, 2, 3]))
