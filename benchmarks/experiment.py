@@ -7,7 +7,7 @@ Does dynamic weighting win? The runs that answer it, and their results in benchm
 
 Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
 repeated, one that was stopped goes on from its last checkpoint, and `python benchmarks/report.py` draws tables and
-figures from the CSV alone, however far it has come. 25 runs took 1.7 hours on two cores, with other work beside them.
+figures from the CSV alone, however far it has come. 30 runs take some 80 minutes on two cores with nothing beside them.
 
 What was chosen before: the learning rate, on balanced weights alone (--study learning-rate, seed 0, by the hypervolume
 at the end). Variants are judged on seeds 4 to 8; seeds 1 to 3 are for ablations and the choice of --weighting ascent.

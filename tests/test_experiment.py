@@ -69,21 +69,36 @@ def test_the_paired_comparison_by_hand():
 
 
 def test_the_figures_of_the_readme_are_those_of_the_csv():
-    by_hand = runs_by_hand()
-    names, seeds = ("balanced", "hypervolume", "gradient", "ascent"), range(4, 9)
-    area = {name: np.mean([by_hand["embedded", "grpo", name, seed][1] for seed in seeds]) for name in names}
-    behind = [f"{area['balanced'] - area[name]:.3f}" for name in names[1:]]
-    said = f"by {behind[0]} (hypervolume) and {behind[1]} (gradient) of {area['balanced']:.3f}"
+    by_hand, seeds = runs_by_hand(), range(4, 9)
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert said in text and f"is {-float(behind[2]):.3f} ahead, which does not survive" in text
-    [line] = [line for line in TEXT.splitlines() if line.startswith("| GRPO | ascent | balanced |")]
-    assert f"(p = {line.split(' | ')[-2]})" in text and line.endswith("| no difference survives |")
-    last = {run["variant"]: [] for _, run in RUNS.iterrows()}
+
+    def areas(name):
+        return [np.mean([by_hand["embedded", a, name, s][1] for s in seeds]) for a in ("grpo", "rloo")]
+
+    def from_balanced(name):
+        return [f"{abs(a - b):.3f}" for a, b in zip(areas(name), areas("balanced"))]
+
+    def verdict(algorithm, one, other):
+        [line] = [line for line in TEXT.splitlines() if line.startswith(f"| {algorithm} | {one} | {other} |")]
+        return line.split(" | ")[-1].strip(" |")
+
+    assert "the area under the hypervolume, {:.3f} (GRPO) and {:.3f} (RLOO)".format(*areas("balanced")) in text
+    assert "hypervolume-guided weighting is {} and {} behind".format(*from_balanced("hypervolume")) in text
+    assert "gradient-based weighting {} and {}.".format(*from_balanced("gradient")) in text
+    assert "`ascent`, is {} and {} ahead".format(*from_balanced("ascent")) in text
+    assert "that favour brevity ({:.3f} and {:.3f})".format(*areas("efficiency-focused")) in text
+    for algorithm in ("GRPO", "RLOO"):
+        for name in ("hypervolume", "gradient"):
+            assert verdict(algorithm, name, "balanced") == f"{name} is behind balanced"
+    assert verdict("GRPO", "ascent", "balanced") == "no difference survives"
+    assert verdict("RLOO", "ascent", "balanced") == "ascent is ahead of balanced"
+    assert all(e > a for e, a in zip(areas("efficiency-focused"), areas("ascent")))
+    last = {"balanced": [], "gradient": []}
     for key, run in EVALUATIONS[EVALUATIONS["step"] == 120].groupby(["task", "algorithm", "variant", "seed"]):
-        if key[:2] == ("embedded", "grpo") and key[3] in seeds:
+        if key[:2] == ("embedded", "grpo") and key[2] in last and key[3] in seeds:
             last[key[2]].append(run["accuracy"].item())
-    assert f"sold accuracy, {np.mean(last['balanced']):.3f}, for brevity" in text
-    assert f"gradient weighting has {np.mean(last['gradient']):.3f}" in text
+    assert f"balanced weights end at an accuracy of {np.mean(last['balanced']):.3f} under GRPO" in text
+    assert f"gradient-based weighting at {np.mean(last['gradient']):.3f}" in text
 
 
 def test_holm():

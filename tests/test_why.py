@@ -71,14 +71,14 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
         assert round(fmean(mean(w, f"length_{name}", 1, 10) for w in why.WEIGHTINGS), 2) == 0.07
     assert f"conciseness has {mean('balanced', 'share_conciseness', 1, 10):.2f} of the advantage then" in text
 
-    def judged(variant, step, column):
-        found = rows("results.csv", task="embedded", algorithm="grpo", variant=variant, step=str(step))
+    def judged(variant, step, column, algorithm="grpo"):
+        found = rows("results.csv", task="embedded", algorithm=algorithm, variant=variant, step=str(step))
         found = [row for row in found if int(row["seed"]) >= 4]
         assert len(found) == 5
         return [float(row[column]) if column else float(np.prod([float(row[n]) for n in why.NAMES])) for row in found]
 
-    def end(variant, column, step=120):
-        return fmean(judged(variant, step, column))
+    def end(variant, column, step=120, **algorithm):
+        return fmean(judged(variant, step, column, **algorithm))
 
     ratio = [
         sum(end(variant, f"w_{name}", step) for step in (30, 40, 50, 60))
@@ -105,3 +105,10 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     assert "with {:.3f} and {:.3f} at steps 60 and 70 where those have {:.3f} and {:.3f}".format(*sooner) in text
     box = end("ascent", "", 30), end("ascent", "")
     assert "falls from {:.2f} at step 30 to {:.2f}".format(*box) in text
+    rloo = {"algorithm": "rloo"}
+    assert f"Clarity, with {end('gradient', 'w_clarity', **rloo):.2f} of the weight at the end" in text
+    accuracy = [end("gradient", "accuracy", step, **rloo) for step in range(20, 121, 10)]
+    assert f"accuracy stays between {min(accuracy):.3f} and {max(accuracy):.3f} from step 20 on" in text
+    assert f"whose r_pareto is {end('hypervolume', 'r_pareto', 40, **rloo):.2f} in steps 31 to 40" in text
+    there = [end(variant, "accuracy", **rloo) for variant in ("hypervolume", "balanced")]
+    assert "{:.3f} at step 120, where balanced weights have {:.3f}".format(*there) in text
