@@ -65,7 +65,7 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     assert f"so that {late['share_clarity']:.2f} of the advantage is all" in text
     two = [mean("gradient", f"weight_{name}", 31, 60) for name in ("accuracy", "conciseness")]
     shares = [mean(weighting, "share_conciseness", 31, 60) for weighting in ("gradient", "balanced")]
-    assert f"it has {two[0] / two[1]:.1f} times the weight of conciseness" in text
+    assert f"that has {two[0] / two[1]:.1f} times the weight of conciseness" in text
     assert "whose share of the advantage is {:.2f} (balanced: {:.2f})".format(*shares) in text
     for name in why.NAMES:
         assert round(fmean(mean(w, f"length_{name}", 1, 10) for w in why.WEIGHTINGS), 2) == 0.07
