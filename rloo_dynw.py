@@ -386,7 +386,7 @@ def main():
         torch.empty(0, device=device).tolist()  # it must be there, and hold values, as "meta" does not
         if is_cuda:
             torch.cuda.set_device(torch.device(device).index or 0)
-            # It plans anew for each shape, of which there are many, and has NaN in gradients (pytorch/pytorch#196678).
+            # cuDNN's attention plans anew for each shape, and can give NaN gradients (pytorch/pytorch#196678).
             torch.backends.cuda.enable_cudnn_sdp(False)
         torch.manual_seed(args.seed * WORLD + RANK)
         what = args.model

@@ -170,6 +170,7 @@ def steps(device, data, shapes, flags, scratch):
     yield ["shape", "script", "weighting", *phases, "step", "of fixed", "probe + update, of fixed",
            "responses a second", "peak GB", "bytes a parameter"]  # fmt: skip
     for name, shape in shapes.items():
+        fixed = [math.nan] * len(phases)
         for weighting in ("fixed", "gradient"):
             free(device)
             script = fresh("rloo" if name == "4B" else "grpo")  # without the reference model, it may fit
@@ -328,9 +329,11 @@ def main():
             try:
                 failed |= part.wait(SECONDS[number]) != 0
             except subprocess.TimeoutExpired:
-                os.killpg(part.pid, signal.SIGKILL)  # with what it has started
                 print(f"\nPart {number} was stopped after {SECONDS[number]} s", flush=True)
                 failed = True
+            finally:
+                if part.poll() is None:
+                    os.killpg(part.pid, signal.SIGKILL)  # with what it has started
     sys.exit(int(failed))
 
 

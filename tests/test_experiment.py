@@ -155,3 +155,21 @@ def test_by_area_the_largest_learning_rate_leads():
 def test_a_front_ends_where_its_points_do():
     points = np.array([[0.2, 0.9], [0.5, 0.4], [0.6, 0.1]])
     assert report.best_attained(points, [0.1, 0.3, 0.6, 0.7]) == pytest.approx([0.9, 0.4, 0.1, np.nan], nan_ok=True)
+
+
+def test_the_order_by_area_is_the_same_under_both_algorithms():
+    judged = RUNS[(RUNS["task"] == "embedded") & (RUNS["seed"] >= 4)]
+    for algorithm in ("grpo", "rloo"):
+        areas = judged[judged["algorithm"] == algorithm].groupby("variant")["area"].mean().sort_values()
+        expected = ["accuracy-focused", "gradient", "hypervolume", "balanced", "ascent", "efficiency-focused"]
+        assert areas.index.tolist() == expected
+
+
+def test_r_pareto_on_the_reward_does_what_balanced_weighting_does():
+    """In each mean four times as near to it as r_pareto on the advantage is."""
+    short = report.measured(EVALUATIONS[EVALUATIONS["step"] <= report.ABLATED])
+    short = short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)]
+    for measure in ("hv", "accuracy"):
+        means = short.groupby("variant")[measure].mean()
+        off, on = (means[f"hypervolume{where}"] - means["balanced"] for where in (", r_pareto on the reward", ""))
+        assert abs(off) < abs(on) / 4
