@@ -212,7 +212,7 @@ def draw_fronts(evaluations, algorithms, variants):
             x = LIMIT * (1 - start[x_name]) if x_name == "conciseness" else start[x_name]
             axes.plot(x, start[y_name], "k*", markersize=14)
             axes.set(title=TITLES[algorithm], xlabel="length (tokens)" if x_name == "conciseness" else x_name)
-            axes.set(ylabel=y_name, ylim=(own[y_name].min(), 1.02))
+            axes.set(ylabel=y_name, ylim=(own[y_name].min() - 0.03, 1.02))
             axes.xaxis.set_inverted(x_name == "conciseness")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
