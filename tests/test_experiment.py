@@ -165,11 +165,59 @@ def test_the_order_by_area_is_the_same_under_all_algorithms():
     assert 0.003 < (areas["reinforce"] - areas["grpo"]).abs().max() < 0.004  # "all six areas are within 0.004"
 
 
-def test_r_pareto_on_the_reward_does_what_balanced_weighting_does():
+@pytest.fixture(scope="module")
+def ablated():
+    """Of each variant of the ablations: its runs, cut off at step 60."""
+    short = EVALUATIONS[(EVALUATIONS["task"] == "embedded") & (EVALUATIONS["step"] <= report.ABLATED)]
+    runs = report.measured(short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)])
+    return dict(list(runs.groupby("variant")))
+
+
+def test_r_pareto_on_the_reward_does_what_balanced_weighting_does(ablated):
     """In each mean four times as near to it as r_pareto on the advantage is."""
-    short = report.measured(EVALUATIONS[EVALUATIONS["step"] <= report.ABLATED])
-    short = short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)]
     for measure in ("hv", "accuracy"):
-        means = short.groupby("variant")[measure].mean()
-        off, on = (means[f"hypervolume{where}"] - means["balanced"] for where in (", r_pareto on the reward", ""))
-        assert abs(off) < abs(on) / 4
+        balanced = ablated["balanced"][measure].mean()
+        off, on = (ablated[f"hypervolume{where}"][measure].mean() for where in (", r_pareto on the reward", ""))
+        assert abs(off - balanced) < abs(on - balanced) / 4
+
+
+def test_what_the_text_says_of_the_ablations(ablated):
+    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    text = text[text.index("## Ablations ") : text.index("## Why ")]
+    assert all(len(runs) == 3 for runs in ablated.values()) and set(experiment.ABLATIONS) <= set(ablated)
+
+    def mean(variant, measure="hv"):
+        return f"{ablated[variant][measure].mean():.3f}"
+
+    def weights(variant):
+        return " ".join(f"{w:.2f}" for w in np.mean(np.stack(ablated[variant]["weights"]), 0))
+
+    on_reward = mean("hypervolume, r_pareto on the reward")
+    assert f"a hypervolume of {on_reward} beside {mean('balanced')}; on the advantage, {mean('hypervolume')}." in text
+    others = ["hypervolume, scale 1", "hypervolume, scale 2048", "hypervolume, from the initial model"]
+    volumes = [mean(variant) for variant in others]
+    assert f"(mean {ablated[others[0]]['r_pareto'].mean():.2f}), a constant, which" in text
+    assert "out (above): {}. At 2048 it is {}, from the initial model {}.".format(*volumes) in text
+    assert max(volumes) < mean("balanced")
+    assert f"weights end at {weights('gradient, mu x 10')}; at a tenth" in text
+    assert f"clarity has all, {weights('gradient, mu / 10')}." in text
+    assert f"moves none, {weights('gradient, clipped')}:" in text
+    assert f"where it is 0.05 ({weights('gradient, least weight 0.05')})." in text
+    assert weights("gradient, least weight 0.15").split()[1] == "0.15"
+    areas = mean("gradient, least weight 0.15", "area"), mean("gradient", "area")
+    assert "and the area is {} beside {}.".format(*areas) in text
+    for name in ("balanced", "gradient"):
+        assert f"from {mean(name, 'area')} to {mean(f'{name}, each normalised', 'area')} ({name})" in text
+    probed = [weights(f"gradient{which}") for which in (", all layers", "", ", last layer")]
+    assert "All lead to {}, the middle half to {}, the last alone to {}.".format(*probed) in text
+    last = EVALUATIONS[(EVALUATIONS["variant"] == "gradient, last layer") & EVALUATIONS["step"].between(30, 60)]
+    assert f"has {last['w_conciseness'].sum() / last['w_accuracy'].sum():.1f} times the weight of accuracy" in text
+    sold = [mean(name, what) for what in ("accuracy", "area") for name in ("gradient, last layer", "balanced")]
+    assert "{} beside {} at step 60, and an area of {} beside {}.".format(*sold) in text
+    assert f"on their way, at {weights('gradient, polynomial')}." in text
+    areas = [mean(name, "area") for name in ("balanced, SGD", "hypervolume, SGD", "balanced", "hypervolume")]
+    assert "{} (balanced) and {} (hypervolume), with AdamW {} and {}.".format(*areas) in text
+    order = ["efficiency-focused", "ascent", "balanced", "hypervolume", "gradient", "accuracy-focused"]
+    areas = [mean(f"{name}, learning rate 4e-5", "area") for name in order]
+    assert ", ".join(f"{area} ({name})" for area, name in zip(areas, order)) in text
+    assert areas == sorted(areas, reverse=True)
