@@ -202,7 +202,9 @@ def test_what_the_text_says_of_the_ablations(ablated):
     assert f"weights end at {weights('gradient, mu x 10')}; at a tenth" in text
     assert f"clarity has all, {weights('gradient, mu / 10')}." in text
     assert f"moves none, {weights('gradient, clipped')}:" in text
-    assert f"where it is 0.05 ({weights('gradient, least weight 0.05')})." in text
+    assert f"one of three runs, at step 60 (means {weights('gradient, least weight 0.05')})." in text
+    bounded = EVALUATIONS[(EVALUATIONS["variant"] == "gradient, least weight 0.05") & (EVALUATIONS["step"] > 0)]
+    assert bounded.loc[bounded["w_conciseness"] < 0.0501, "step"].tolist() == [60]
     assert weights("gradient, least weight 0.15").split()[1] == "0.15"
     areas = mean("gradient, least weight 0.15", "area"), mean("gradient", "area")
     assert "and the area is {} beside {}.".format(*areas) in text
