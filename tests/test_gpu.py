@@ -15,6 +15,7 @@ def rows_of(*parts):
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--toy", "--parts", *parts]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^Part (\d):", done.stdout, re.M) == [part for part in "123345" if part in parts]
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("|")]
     assert not any("NO" in row for row in rows)
     return rows
