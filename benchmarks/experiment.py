@@ -2,7 +2,7 @@
 Does dynamic weighting win? The runs that answer it, and their results in benchmarks/results.csv.
 
     python benchmarks/experiment.py                          the main experiment: 6 weightings, 3 algorithms, 5 seeds
-    python benchmarks/experiment.py --study ablations        also: learning-rate
+    python benchmarks/experiment.py --study ablations        also: learning-rate, ascent
     python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --seeds 1 2 3
 
 Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
@@ -45,14 +45,18 @@ MAIN = {
     "gradient": "--weighting gradient",
     "ascent": "--weighting ascent",
 }
-# AdamW's place is taken by plain SGD, whose learning rate makes updates as long as AdamW's first. It puts the decay of
-# weights in the gradient, where it would be longer than all else, so there is none.
-SGD = """
-import runpy, sys, torch
-torch.optim.AdamW = torch.optim.SGD
+# What no flag does is done before the script runs. Plain SGD puts the decay of weights in the gradient, where it would be
+# longer than all else, so there is none; its learning rate makes updates as long as AdamW's first.
+CHANGED = """
+import runpy, sys
+{change}
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+CHANGES = {  # what a variant's name ends in: what is done
+    "SGD": "import torch; torch.optim.AdamW = torch.optim.SGD",
+    "rewarded by p": "import rewards; rewards.OBJECTIVES['conciseness'] = lambda length, **_: 1 - length / 96",
+}
 ABLATIONS = {
     **{name: MAIN[name] for name in ("balanced", "hypervolume", "gradient")},
     "hypervolume, r_pareto on the reward": "--weighting hypervolume --meta-reward-on reward",
@@ -75,17 +79,24 @@ ABLATIONS = {
     "hypervolume, SGD": "--weighting hypervolume --learning-rate 0.1 --weight-decay 0",
     **{f"{name}, learning rate 4e-5": f"{flags} --learning-rate 4e-5" for name, flags in MAIN.items()},
 }
+ASCENT = {
+    **{name: MAIN[name] for name in ("balanced", "efficiency-focused", "ascent")},
+    "balanced, rewarded by p": "",
+    "ascent, rewarded by p": "--weighting ascent",
+}
 TUNING = {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in ("1e-5", "2e-5", "4e-5")}
 STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "main": (ALGORITHMS, MAIN, [4, 5, 6, 7, 8], 120),
     "learning-rate": (ALGORITHMS, TUNING, [0], 120),
     "ablations": (["grpo"], ABLATIONS, [1, 2, 3], 60),
+    "ascent": (["grpo"], ASCENT, [1, 2, 3], 120),
 }
 
 
-def train(algorithm, flags, seed, steps, folder, more, is_sgd):
-    """Runs a script on one core to its end, from its last checkpoint if it has one; with SGD for AdamW if told so."""
-    command = [sys.executable, *["-c", SGD] * is_sgd, ROOT / f"{algorithm}_dynw.py"]
+def train(algorithm, flags, seed, steps, folder, more, change):
+    """Runs a script on one core to its end, from its last checkpoint if it has one; with a change if one is given."""
+    changed = ["-c", CHANGED.format(change=change)] if change else []
+    command = [sys.executable, *changed, ROOT / f"{algorithm}_dynw.py"]
     if (folder / "checkpoint.pt").exists():
         command += ["--resume", folder]
     else:
@@ -155,7 +166,7 @@ def main():
     def run(case):
         task, algorithm, variant, seed = case
         folder = args.runs / "-".join(map(str, case)).replace(" ", "_").replace(",", "")
-        train(algorithm, variants[variant], seed, steps, folder, more, "SGD" in variant)
+        train(algorithm, variants[variant], seed, steps, folder, more, CHANGES.get(variant.split(", ")[-1]))
         with lock:
             record(args.results, case, results(folder))
         (folder / "checkpoint.pt").unlink()
