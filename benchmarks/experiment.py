@@ -45,8 +45,8 @@ MAIN = {
     "gradient": "--weighting gradient",
     "ascent": "--weighting ascent",
 }
-# What no flag does is done before the script runs. Plain SGD puts the decay of weights in the gradient, where it would be
-# longer than all else, so there is none; its learning rate makes updates as long as AdamW's first.
+# What no flag does is done before the script runs. Plain SGD puts the decay of weights in the gradient, where it would
+# be longer than all else, so there is none; its learning rate makes updates as long as AdamW's first.
 CHANGED = """
 import runpy, sys
 {change}

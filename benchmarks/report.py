@@ -37,7 +37,10 @@ ABLATIONS = {  # title: variants, of which those that are in the CSV are shown
     "The optimiser": ["balanced", "hypervolume", "balanced, SGD", "hypervolume, SGD"],
     "A learning rate of 4e-5": [f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC],
 }
-CHOSEN_ON = ["balanced", "efficiency-focused", "ascent"]
+ASCENT = {
+    "That it was chosen on": ["balanced", "efficiency-focused", "ascent"],
+    "Conciseness rewarded as p counts it": [v + s for v in ("balanced", "ascent") for s in ("", ", rewarded by p")],
+}
 ABLATED = 60  # steps of an ablation
 MEASURES = {  # of a run: title of the column, format
     "hv": ("hypervolume", "{:.3f}"),
@@ -113,7 +116,7 @@ def of_variants(runs, variants):
 
 def ablation(runs):
     """Of each variant of an ablation, what it does to the end of a run and to what weighs it."""
-    names = ["hv", "area", "accuracy", "length", "clarity"]
+    names = ["hv", "hv_last", "area", "accuracy", "length", "clarity"]
     rows = [["weighting", "seeds", *(MEASURES[name][0] for name in names), "weights at the end", "mean r_pareto"]]
     for variant, same in runs.groupby("variant", sort=False):
         cells = [interval(same[name].to_numpy(), MEASURES[name][1]) for name in names]
@@ -261,7 +264,9 @@ def report(evaluations, figures):
             text.append(f"### Ablations: GRPO, the first {ABLATED} steps, seeds 1 to 3")
             text += [part for title, shown in tables.items() for part in (f"{title}:", ablation(shown))]
         if "ascent" in set(whole["variant"]):
-            text += ["### Ascent, on the seeds that it was chosen on", ablation(of_variants(whole, CHOSEN_ON))]
+            text.append("### Ascent: GRPO, 120 steps, seeds 1 to 3")
+            tables = {title: of_variants(whole, variants) for title, variants in ASCENT.items()}
+            text += [part for title, shown in tables.items() for part in (f"{title}:", ablation(shown))]
         chosen = same[same["seed"] == 0]
         if len(chosen):
             text += ["### The learning rate, chosen on balanced weights, seed 0"]

@@ -79,7 +79,8 @@ def test_the_figures_of_the_readme_are_those_of_the_csv():
         return [f"{abs(a - b):.3f}" for a, b in zip(areas(name), areas("balanced"))]
 
     def verdict(algorithm, one, other):
-        [line] = [line for line in TEXT.splitlines() if line.startswith(f"| {algorithm} | {one} | {other} |")]
+        embedded = TEXT[TEXT.index("## Task: embedded") :].split("\n## ")[0]
+        [line] = [line for line in embedded.splitlines() if line.startswith(f"| {algorithm} | {one} | {other} |")]
         return line.split(" | ")[-1].strip(" |")
 
     assert "under the hypervolume, {:.3f} (GRPO), {:.3f} (RLOO) and {:.3f} (REI".format(*areas("balanced")) in text
@@ -145,6 +146,21 @@ def test_a_longer_run_takes_the_place_of_a_shorter_one(tmp_path):
     assert path.read_text() == titles + other + new
 
 
+@pytest.mark.parametrize("name, said", [("SGD", "SGD 0.0"), ("rewarded by p", "AdamW 0.75"), (None, "AdamW 0.0")])
+def test_a_change_is_made_before_the_script_runs(tmp_path, monkeypatch, name, said):
+    """A response of 24 of 96 tokens, as long as the mean, in a script that writes to its folder what it then sees."""
+    (tmp_path / "toy_dynw.py").write_text(
+        "import pathlib, rewards, sys, torch\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--output-dir') + 1])\n"
+        "reward = rewards.OBJECTIVES['conciseness'](length=24, mean_length=24)\n"
+        "folder.mkdir(), (folder / 'seen').write_text(f'{torch.optim.AdamW.__name__} {reward}')\n"
+    )
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    (tmp_path / "rewards.py").symlink_to(ROOT / "rewards.py")
+    experiment.train("toy", "", 1, 1, tmp_path / "run", [], experiment.CHANGES.get(name))
+    assert (tmp_path / "run/seen").read_text() == said
+
+
 def test_by_area_the_largest_learning_rate_leads():
     tried = RUNS[RUNS["seed"] == 0]
     leading = tried.loc[tried.groupby("algorithm")["area"].idxmax(), "variant"]
@@ -163,6 +179,22 @@ def test_the_order_by_area_is_the_same_under_all_algorithms():
     for algorithm in experiment.ALGORITHMS:
         assert areas[algorithm].sort_values().index.tolist() == expected
     assert 0.003 < (areas["reinforce"] - areas["grpo"]).abs().max() < 0.004  # "all six areas are within 0.004"
+
+
+def test_what_the_text_says_of_conciseness_rewarded_as_p_counts_it():
+    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
+    boxes, last, areas = [], [], []
+    for name in ("ascent, rewarded by p", "balanced, rewarded by p"):
+        runs = EVALUATIONS[EVALUATIONS["variant"] == name]
+        box = runs.assign(box=runs["accuracy"] * runs["conciseness"] * runs["clarity"]).groupby("step")["box"].mean()
+        boxes.append(box[box.index >= 60].round(2).tolist())
+        last.append((box[120], runs.loc[runs["step"] == 120, "accuracy"].mean()))
+        areas.append(RUNS.loc[RUNS["variant"] == name, "area"].mean())
+        assert sorted(runs["seed"].unique()) == [1, 2, 3]
+    assert boxes[0] == [0.35] * 7 and "the box of `ascent` is 0.35 from step 60 on, and still at step 120," in text
+    assert f"at an accuracy of {last[0][1]:.3f}. But so is" in text
+    assert f"in the end, {last[1][0]:.3f} beside {last[0][0]:.3f}: what sends" in text
+    assert "where they stay, the areas are {:.3f} and {:.3f}.".format(*areas) in text
 
 
 @pytest.fixture(scope="module")
