@@ -98,7 +98,7 @@ def train(algorithm, flags, seed, steps, folder, more, change):
     changed = ["-c", CHANGED.format(change=change)] if change else []
     command = [sys.executable, *changed, ROOT / f"{algorithm}_dynw.py"]
     if (folder / "checkpoint.pt").exists():
-        command += ["--resume", folder]
+        command += ["--resume", folder, "--steps", str(steps)]
     else:
         shutil.rmtree(folder, ignore_errors=True)
         command += ["--output-dir", folder, "--seed", str(seed), "--steps", str(steps), *flags.split(), *more]
@@ -137,6 +137,9 @@ def main():
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="(default: the study's)")
     parser.add_argument("--variants", nargs="+", help="of the study (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: the study's)")
+    parser.add_argument(
+        "--steps", type=int, help="of each run; longer ones go on from shorter ones (default: the study's)"
+    )
     parser.add_argument("--task", default="embedded", help="what the CSV calls this model and data")
     parser.add_argument("--model", help="a folder or a name on the Hub (default: the embedded model)")
     parser.add_argument("--dataset", help="likewise")
@@ -145,7 +148,7 @@ def main():
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
     args = parser.parse_args()
     algorithms, variants, seeds, steps = STUDIES[args.study]
-    algorithms, seeds = args.algorithms or algorithms, args.seeds or seeds
+    algorithms, seeds, steps = args.algorithms or algorithms, args.seeds or seeds, args.steps or steps
     if unknown := {*(args.variants or [])} - variants.keys():
         parser.error(f"--variants: no {'; '.join(unknown)} in this study, which has {'; '.join(variants)}")
     if args.jobs < 1:
@@ -169,7 +172,6 @@ def main():
         train(algorithm, variants[variant], seed, steps, folder, more, CHANGES.get(variant.split(", ")[-1]))
         with lock:
             record(args.results, case, results(folder))
-        (folder / "checkpoint.pt").unlink()
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(tqdm(pool.map(run, cases), total=len(cases), desc=args.study))

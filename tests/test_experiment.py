@@ -161,6 +161,17 @@ def test_a_change_is_made_before_the_script_runs(tmp_path, monkeypatch, name, sa
     assert (tmp_path / "run/seen").read_text() == said
 
 
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, monkeypatch):
+    (tmp_path / "toy_dynw.py").write_text(
+        "import pathlib, sys; pathlib.Path('seen').write_text(' '.join(sys.argv[1:]))"
+    )
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(experiment, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    experiment.train("toy", "--weighting ascent", 1, 180, tmp_path, [], None)
+    assert (tmp_path / "seen").read_text() == f"--resume {tmp_path} --steps 180"
+
+
 def test_by_area_the_largest_learning_rate_leads():
     tried = RUNS[RUNS["seed"] == 0]
     leading = tried.loc[tried.groupby("algorithm")["area"].idxmax(), "variant"]
