@@ -3,11 +3,12 @@ Does dynamic weighting win? The runs that answer it, and their results in benchm
 
     python benchmarks/experiment.py                          the main experiment: 6 weightings, 3 algorithms, 5 seeds
     python benchmarks/experiment.py --study ablations        also: learning-rate, ascent
-    python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --seeds 1 2 3
+    python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --learning-rate 1e-6
 
 Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
-repeated, one that was stopped goes on from its last checkpoint, and `python benchmarks/report.py` draws tables and
-figures from the CSV alone, however far it has come. 30 runs take some 80 minutes on two cores with nothing beside them.
+repeated, one that was stopped goes on from its last checkpoint, a longer one from where a shorter one ended, and
+`python benchmarks/report.py` draws tables and figures from the CSV alone, however far it has come. 30 runs take some 70
+minutes on two cores with nothing beside them. Flags that are not listed by --help go to the scripts.
 
 What was chosen before: the learning rate, on balanced weights alone (--study learning-rate, seed 0, by the hypervolume
 at the end). Variants are judged on seeds 4 to 8; seeds 1 to 3 are for ablations and the choice of --weighting ascent.
@@ -15,6 +16,7 @@ at the end). Variants are judged on seeds 4 to 8; seeds 1 to 3 are for ablations
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -34,7 +36,7 @@ from compare import read_metrics  # noqa: E402
 
 EVAL_EVERY = 10
 NAMES = ["accuracy", "conciseness", "clarity"]
-FIELDS = ["task", "algorithm", "variant", "seed", "step", *NAMES, *(f"w_{name}" for name in NAMES)]
+FIELDS = ["task", "algorithm", "variant", "seed", "step", *NAMES, "length", *(f"w_{name}" for name in NAMES)]
 FIELDS += ["r_pareto", "seconds"]
 ALGORITHMS = ["grpo", "rloo", "reinforce"]
 MAIN = {
@@ -91,6 +93,7 @@ STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "ablations": (["grpo"], ABLATIONS, [1, 2, 3], 60),
     "ascent": (["grpo"], ASCENT, [1, 2, 3], 120),
 }
+IN_FOLDER = str.maketrans({" ": "_", "/": "_", ",": None})  # what a folder's name has in place of a variant's
 
 
 def train(algorithm, flags, seed, steps, folder, more, change):
@@ -98,7 +101,8 @@ def train(algorithm, flags, seed, steps, folder, more, change):
     changed = ["-c", CHANGED.format(change=change)] if change else []
     command = [sys.executable, *changed, ROOT / f"{algorithm}_dynw.py"]
     if (folder / "checkpoint.pt").exists():
-        command += ["--resume", folder, "--steps", str(steps)]
+        is_longer = json.loads((folder / "args.json").read_text())["steps"] != steps
+        command += ["--resume", folder, *["--steps", str(steps)] * is_longer]
     else:
         shutil.rmtree(folder, ignore_errors=True)
         command += ["--output-dir", folder, "--seed", str(seed), "--steps", str(steps), *flags.split(), *more]
@@ -110,15 +114,16 @@ def train(algorithm, flags, seed, steps, folder, more, change):
 
 
 def results(folder):
-    """Of each evaluation of a run: step, performance, weights, r_pareto (its mean since the last), seconds so far."""
+    """Of each evaluation of a run: step, performance, length, weights, mean r_pareto since the last, seconds so far."""
     lines, since, seconds = read_metrics(folder), [], 0.0
     for line in lines:
         seconds += sum(value for name, value in line.items() if name.startswith("time/"))
         since.append(line.get("r_pareto", 1.0))
         if f"eval/performance/{NAMES[0]}" in line:
             performance = [round(line[f"eval/performance/{name}"], 6) for name in NAMES]
+            length = round(line["eval/completions/mean_length"], 4)
             weights = [round(line[f"weights/{name}"], 4) if line["step"] else "" for name in NAMES]
-            yield [line["step"], *performance, *weights, round(float(np.mean(since)), 4), round(seconds)]
+            yield [line["step"], *performance, length, *weights, round(float(np.mean(since)), 4), round(seconds)]
             since = []
 
 
@@ -137,25 +142,23 @@ def main():
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, help="(default: the study's)")
     parser.add_argument("--variants", nargs="+", help="of the study (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, help="(default: the study's)")
-    parser.add_argument(
-        "--steps", type=int, help="of each run; longer ones go on from shorter ones (default: the study's)"
-    )
-    parser.add_argument("--task", default="embedded", help="what the CSV calls this model and data")
+    parser.add_argument("--steps", type=int, help="of each run (default: the study's)")
+    parser.add_argument("--task", default="embedded", help="what the CSV and runs call this model and data")
     parser.add_argument("--model", help="a folder or a name on the Hub (default: the embedded model)")
     parser.add_argument("--dataset", help="likewise")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/experiment", help="where the runs go")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
-    args = parser.parse_args()
+    args, more = parser.parse_known_args()
     algorithms, variants, seeds, steps = STUDIES[args.study]
     algorithms, seeds, steps = args.algorithms or algorithms, args.seeds or seeds, args.steps or steps
     if unknown := {*(args.variants or [])} - variants.keys():
         parser.error(f"--variants: no {'; '.join(unknown)} in this study, which has {'; '.join(variants)}")
     if args.jobs < 1:
         parser.error("--jobs: 1 or more")
-    if (args.model or args.dataset) and args.task == "embedded":
-        parser.error("--task: give your model and data a name, under which the CSV has them")
-    more = [f"--{name}={value}" for name in ("model", "dataset") if (value := getattr(args, name))]
+    if (args.model or args.dataset or more) and args.task == "embedded":
+        parser.error("--task: with a model, data or flags of your own, give it a name")
+    more += [f"--{name}={value}" for name in ("model", "dataset") if (value := getattr(args, name))]
 
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.results.exists():
@@ -168,7 +171,7 @@ def main():
 
     def run(case):
         task, algorithm, variant, seed = case
-        folder = args.runs / "-".join(map(str, case)).replace(" ", "_").replace(",", "")
+        folder = args.runs / "-".join(map(str, case)).translate(IN_FOLDER)
         train(algorithm, variants[variant], seed, steps, folder, more, CHANGES.get(variant.split(", ")[-1]))
         with lock:
             record(args.results, case, results(folder))

@@ -16,6 +16,7 @@ import experiment  # noqa: E402
 import report  # noqa: E402
 
 EVALUATIONS = pandas.read_csv(ROOT / "benchmarks/results.csv")
+EMBEDDED = EVALUATIONS[EVALUATIONS["task"] == "embedded"]
 RUNS = report.measured(EVALUATIONS)
 TEXT = (ROOT / "benchmarks/RESULTS.md").read_text()
 
@@ -44,7 +45,9 @@ def test_the_tables_are_those_of_the_csv():
 def test_every_run_is_whole():
     for key, run in EVALUATIONS.groupby(["task", "algorithm", "variant", "seed"]):
         steps = run["step"].tolist()
-        assert steps == list(range(0, 121, 10)) or (steps == list(range(0, 61, 10)) and key[-1] in (1, 2, 3)), key
+        last = {120} if key[0] == "embedded" else {120, 180}
+        assert steps[-1] in last | ({60} if key[-1] in (1, 2, 3) else set()), key
+        assert steps == list(range(0, steps[-1] + 1, 10)), key
 
 
 def test_hypervolume_and_area_counted_by_hand():
@@ -94,8 +97,8 @@ def test_the_figures_of_the_readme_are_those_of_the_csv():
     assert "that favour brevity ({:.3f}, {:.3f}, {:.3f})".format(*areas("efficiency-focused")) in text
     assert all(e > a for e, a in zip(areas("efficiency-focused"), areas("ascent")))
     last = {"balanced": [], "gradient": []}
-    for key, run in EVALUATIONS[EVALUATIONS["step"] == 120].groupby(["task", "algorithm", "variant", "seed"]):
-        if key[:2] == ("embedded", "grpo") and key[2] in last and key[3] in seeds:
+    for key, run in EMBEDDED[EMBEDDED["step"] == 120].groupby(["task", "algorithm", "variant", "seed"]):
+        if key[1] == "grpo" and key[2] in last and key[3] in seeds:
             last[key[2]].append(run["accuracy"].item())
     assert f"balanced weights end at an accuracy of {np.mean(last['balanced']):.3f} under GRPO" in text
     assert f"gradient-based weighting at {np.mean(last['gradient']):.3f}" in text
@@ -126,23 +129,22 @@ def test_steps_to_95_per_cent_by_hand():
 def test_an_ablation_counts_the_first_60_steps_only():
     """By the end of the lines that it shows: those of step 60, from the CSV."""
     with open(ROOT / "benchmarks/results.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["algorithm"], row["variant"]) == ("grpo", "balanced")]
+        rows = [row for row in csv.DictReader(file) if list(row.values())[:3] == ["embedded", "grpo", "balanced"]]
     last = [float(row["accuracy"]) for row in rows if row["seed"] in "123" and row["step"] == "60"]
-    short = report.measured(EVALUATIONS[EVALUATIONS["step"] <= report.ABLATED])
+    short = report.measured(EMBEDDED[EMBEDDED["step"] <= report.ABLATED])
     shown = report.ablation(report.of_variants(short[short["seed"].between(1, 3)], ["balanced"]))
     assert f" {np.mean(last):.3f} ± " in shown and len(last) == 3
 
 
 def test_a_longer_run_takes_the_place_of_a_shorter_one(tmp_path):
     """As of an ablation's first 60 steps: else its case would have two rows of a step. Others stay to the byte."""
-    path, other = tmp_path / "results.csv", "embedded,grpo,balanced,11,60,0.5,0.5,0.5,,,,1.0,9\n"
-    titles = ",".join(experiment.FIELDS) + "\n"
-    path.write_text(f"{titles}embedded,grpo,balanced,1,60,0.1,0.1,0.1,,,,1.0,9\n{other}")
-    case = ("embedded", "grpo", "balanced", 1)
-    experiment.record(
-        path, case, iter([[60, 0.2, 0.2, 0.2, "", "", "", 1.0, 8], [120, 0.3, 0.3, 0.3, "", "", "", 1.0, 16]])
-    )
-    new = "embedded,grpo,balanced,1,60,0.2,0.2,0.2,,,,1.0,8\nembedded,grpo,balanced,1,120,0.3,0.3,0.3,,,,1.0,16\n"
+    path, case = tmp_path / "results.csv", ("embedded", "grpo", "balanced", 1)
+    titles, start = ",".join(experiment.FIELDS) + "\n", "embedded,grpo,balanced,1,"
+    other = "embedded,grpo,balanced,11,60,0.5,0.5,0.5,48.0,,,,1.0,9\n"
+    path.write_text(f"{titles}{start}60,0.1,0.1,0.1,86.4,,,,1.0,9\n{other}")
+    lines = [60, 0.2, 0.2, 0.2, 76.8, "", "", "", 1.0, 8], [120, 0.3, 0.3, 0.3, 67.2, "", "", "", 1.0, 16]
+    experiment.record(path, case, iter(lines))
+    new = f"{start}60,0.2,0.2,0.2,76.8,,,,1.0,8\n{start}120,0.3,0.3,0.3,67.2,,,,1.0,16\n"
     assert path.read_text() == titles + other + new
 
 
@@ -161,19 +163,48 @@ def test_a_change_is_made_before_the_script_runs(tmp_path, monkeypatch, name, sa
     assert (tmp_path / "run/seen").read_text() == said
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps, said", [(180, " --steps 180"), (120, "")])
+def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, monkeypatch, steps, said):
+    """A run that is as long as it was to be is resumed without --steps, which --lr-schedule polynomial refuses."""
     (tmp_path / "toy_dynw.py").write_text(
         "import pathlib, sys; pathlib.Path('seen').write_text(' '.join(sys.argv[1:]))"
     )
     (tmp_path / "checkpoint.pt").touch()
+    (tmp_path / "args.json").write_text('{"steps": 120}')
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    experiment.train("toy", "--weighting ascent", 1, 180, tmp_path, [], None)
-    assert (tmp_path / "seen").read_text() == f"--resume {tmp_path} --steps 180"
+    experiment.train("toy", "--weighting ascent", 1, steps, tmp_path, [], None)
+    assert (tmp_path / "seen").read_text() == f"--resume {tmp_path}{said}"
+
+
+def test_runs_are_compared_as_far_as_the_shortest_goes():
+    """With one run cut off, all are cut off there. On the embedded task, seeds 1 to 3 do not count."""
+    main = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] >= 4)]
+    is_cut = (main["variant"] == "balanced") & (main["seed"] == 6) & (main["step"] > 70)
+    early = EMBEDDED[(EMBEDDED["algorithm"] == "grpo") & EMBEDDED["seed"].between(1, 3)].assign(algorithm="rloo")
+    found = report.judged(pandas.concat([main[~is_cut], early]))
+    pandas.testing.assert_frame_equal(found, main[main["step"] <= 70])
+    assert len(found) == 6 * 5 * 8
+
+
+def test_a_task_of_ones_own_is_reported_whatever_its_seeds(tmp_path, monkeypatch):
+    """One seed of two weightings, a limit of 512 tokens: no comparison, lengths in tokens, all pictures."""
+    own = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] == 4)]
+    own = own[own["variant"].isin(["balanced", "gradient"])].assign(task="mine", seed=1)
+    own.assign(length=512 * (1 - own["conciseness"])).to_csv(tmp_path / "results.csv", index=False)
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", f"{tmp_path}/results.csv", "--output", f"{tmp_path}"])
+    report.main()
+    text = (tmp_path / "RESULTS.md").read_text()
+    last = 512 * (1 - own.loc[(own["variant"] == "gradient") & (own["step"] == 120), "conciseness"].item())
+    assert "## Task: mine" in text and "| RLOO | gradient | 1 |" in text and f" {last:.1f} |" in text
+    assert "against" not in text and "chosen" not in text and "embedded" not in text
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"experiment-mine-{kind}.png" for kind in ("volumes", "fronts", "weights")
+    }
 
 
 def test_by_area_the_largest_learning_rate_leads():
-    tried = RUNS[RUNS["seed"] == 0]
+    tried = RUNS[(RUNS["task"] == "embedded") & (RUNS["seed"] == 0)]
     leading = tried.loc[tried.groupby("algorithm")["area"].idxmax(), "variant"]
     assert leading.tolist() == ["balanced, learning rate 4e-5"] * 3
 
@@ -194,24 +225,30 @@ def test_the_order_by_area_is_the_same_under_all_algorithms():
 
 def test_what_the_text_says_of_conciseness_rewarded_as_p_counts_it():
     text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
-    boxes, last, areas = [], [], []
-    for name in ("ascent, rewarded by p", "balanced, rewarded by p"):
-        runs = EVALUATIONS[EVALUATIONS["variant"] == name]
-        box = runs.assign(box=runs["accuracy"] * runs["conciseness"] * runs["clarity"]).groupby("step")["box"].mean()
-        boxes.append(box[box.index >= 60].round(2).tolist())
-        last.append((box[120], runs.loc[runs["step"] == 120, "accuracy"].mean()))
-        areas.append(RUNS.loc[RUNS["variant"] == name, "area"].mean())
-        assert sorted(runs["seed"].unique()) == [1, 2, 3]
-    assert boxes[0] == [0.35] * 7 and "the box of `ascent` is 0.35 from step 60 on, and still at step 120," in text
-    assert f"at an accuracy of {last[0][1]:.3f}. But so is" in text
-    assert f"in the end, {last[1][0]:.3f} beside {last[0][0]:.3f}: what sends" in text
-    assert "where they stay, the areas are {:.3f} and {:.3f}.".format(*areas) in text
+    names = ("ascent, rewarded by p", "balanced, rewarded by p")
+    ascent, balanced = (EMBEDDED[EMBEDDED["variant"] == name] for name in names)
+
+    def boxes(runs):
+        return runs[["accuracy", "conciseness", "clarity"]].prod(axis=1).groupby(runs["step"]).mean()
+
+    assert boxes(ascent).loc[60:].round(2).tolist() == [0.35] * 7
+    assert (
+        "a box of 0.35 from step 60 to step 120, with an accuracy of {:.3f} there".format(
+            ascent.loc[ascent["step"] == 120, "accuracy"].mean()
+        )
+        in text
+    )
+    assert f"Balanced weights have {boxes(balanced)[120]:.3f} there, too" in text
+    last = balanced[balanced["step"] == 120].sort_values("seed")["accuracy"]
+    assert "accuracies are {:.3f}, {:.3f} and {:.3f}.".format(*last) in text
+    areas = [report.measured(runs)["area"].mean() for runs in (ascent, balanced)]
+    assert "costs them area ({:.3f} and {:.3f})".format(*areas) in text
 
 
 @pytest.fixture(scope="module")
 def ablated():
     """Of each variant of the ablations: its runs, cut off at step 60."""
-    short = EVALUATIONS[(EVALUATIONS["task"] == "embedded") & (EVALUATIONS["step"] <= report.ABLATED)]
+    short = EMBEDDED[EMBEDDED["step"] <= report.ABLATED]
     runs = report.measured(short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)])
     return dict(list(runs.groupby("variant")))
 
@@ -246,7 +283,7 @@ def test_what_the_text_says_of_the_ablations(ablated):
     assert f"clarity has all, {weights('gradient, mu / 10')}." in text
     assert f"moves none, {weights('gradient, clipped')}:" in text
     assert f"one of three runs, at step 60 (means {weights('gradient, least weight 0.05')})." in text
-    bounded = EVALUATIONS[(EVALUATIONS["variant"] == "gradient, least weight 0.05") & (EVALUATIONS["step"] > 0)]
+    bounded = EMBEDDED[(EMBEDDED["variant"] == "gradient, least weight 0.05") & (EMBEDDED["step"] > 0)]
     assert bounded.loc[bounded["w_conciseness"] < 0.0501, "step"].tolist() == [60]
     assert weights("gradient, least weight 0.15").split()[1] == "0.15"
     areas = mean("gradient, least weight 0.15", "area"), mean("gradient", "area")
@@ -255,7 +292,7 @@ def test_what_the_text_says_of_the_ablations(ablated):
         assert f"from {mean(name, 'area')} to {mean(f'{name}, each normalised', 'area')} ({name})" in text
     probed = [weights(f"gradient{which}") for which in (", all layers", "", ", last layer")]
     assert "All lead to {}, the middle half to {}, the last alone to {}.".format(*probed) in text
-    last = EVALUATIONS[(EVALUATIONS["variant"] == "gradient, last layer") & EVALUATIONS["step"].between(30, 60)]
+    last = EMBEDDED[(EMBEDDED["variant"] == "gradient, last layer") & EMBEDDED["step"].between(30, 60)]
     assert f"has {last['w_conciseness'].sum() / last['w_accuracy'].sum():.1f} times the weight of accuracy" in text
     sold = [mean(name, what) for what in ("accuracy", "area") for name in ("gradient, last layer", "balanced")]
     assert "{} beside {} at step 60, and an area of {} beside {}.".format(*sold) in text

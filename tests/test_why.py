@@ -65,7 +65,7 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     assert f"so that {late['share_clarity']:.2f} of the advantage is all" in text
     two = [mean("gradient", f"weight_{name}", 31, 60) for name in ("accuracy", "conciseness")]
     shares = [mean(weighting, "share_conciseness", 31, 60) for weighting in ("gradient", "balanced")]
-    assert f"that has {two[0] / two[1]:.1f} times the weight of conciseness" in text
+    assert f"accuracy has {two[0] / two[1]:.1f} times the weight of conciseness" in text
     assert "whose share of the advantage is {:.2f} (balanced: {:.2f})".format(*shares) in text
     for name in why.NAMES:
         assert round(fmean(mean(w, f"length_{name}", 1, 10) for w in why.WEIGHTINGS), 2) == 0.07
@@ -86,12 +86,24 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
         for name in ("conciseness", "accuracy")
     ]
     ratio = [ratio[i] / ratio[i + 1] for i in (0, 2, 4, 6)]
-    assert "is {:.2f} times that of accuracy (efficiency-focused), {:.2f} (ascent), 1 (".format(*ratio) in text
-    assert "{:.2f} (gradient) and {:.2f} (accuracy-focused)".format(*ratio[2:]) in text
+    assert "| {:.2f} | {:.2f} | 1.00 | {:.2f} | {:.2f} |".format(*ratio) in text
+    variants = ("efficiency-focused", "ascent", "balanced", "hypervolume", "gradient", "accuracy-focused")
+    right, clear = [end(v, "accuracy", 10) for v in variants], [end(v, "clarity", 40) for v in variants]
+    assert f"({min(right):.2f} to {max(right):.2f} at step 10) and clear ({min(clear):.2f} or more at step 40)" in text
+    two = end("accuracy-focused", "clarity", 30), end("gradient", "clarity", 30)
+    assert "clarity sooner ({:.2f} beside {:.2f} at step 30)".format(*two) in text
+    pairs = ("accuracy_conciseness", "conciseness_clarity", "accuracy_clarity")
+    apart = [mean("gradient", f"disagree_{pair}", 11, 30) for pair in pairs]
+    assert (
+        "disagrees with accuracy in {:.2f} of the groups and with clarity in {:.2f}, those two in {:.2f}.".format(
+            *apart
+        )
+        in text
+    )
     order = ("accuracy-focused", "gradient", "hypervolume", "ascent", "balanced", "efficiency-focused")
     boxes = [end(variant, "") for variant in order]
     said = ", ".join(f"{box:.3f} ({name})" for box, name in zip(boxes[:5], order))
-    assert f"{said}, {boxes[5]:.3f}." in text and boxes == sorted(boxes, reverse=True)
+    assert f"{said}, {boxes[5]:.3f} ({order[5]})." in text and boxes == sorted(boxes, reverse=True)
     two = [end(v, "accuracy") for v in ("gradient", "accuracy-focused")]
     two += [96 * (1 - end(v, "conciseness")) for v in ("gradient", "accuracy-focused")]
     assert "an accuracy of {:.3f} and {:.3f} and a length of {:.1f} and {:.1f}".format(*two) in text
@@ -104,9 +116,10 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     sooner = [end("ascent", "accuracy", s) for s in (60, 70)] + [end("balanced", "accuracy", s) for s in (70, 80)]
     assert "with {:.3f} and {:.3f} at steps 60 and 70 where those have {:.3f} and {:.3f}".format(*sooner) in text
     box = end("ascent", "", 30), end("ascent", "")
-    assert "falls from {:.2f} at step 30 to {:.2f}".format(*box) in text
+    assert "falls from {:.2f} at step 30 to {:.2f}, as".format(*box) in text
     rloo = {"algorithm": "rloo"}
-    assert f"Clarity, with {end('gradient', 'w_clarity', **rloo):.2f} of the weight at the end" in text
+    ratio = [end("gradient", "w_accuracy", s, **rloo) / end("gradient", "w_conciseness", s, **rloo) for s in (20, 120)]
+    assert "has {:.1f} times the weight of conciseness at step 20 and {:.1f} times at step 120".format(*ratio) in text
     accuracy = [end("gradient", "accuracy", step, **rloo) for step in range(20, 121, 10)]
     assert f"accuracy stays between {min(accuracy):.3f} and {max(accuracy):.3f} from step 20 on" in text
     assert f"whose r_pareto is {end('hypervolume', 'r_pareto', 40, **rloo):.2f} in steps 31 to 40" in text
