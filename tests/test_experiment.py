@@ -68,7 +68,7 @@ def test_the_paired_comparison_by_hand():
         ]
     )
     half = 2.7764451 * math.sqrt(((d - d.mean()) ** 2).sum() / 4 / 5)
-    assert f"| GRPO | gradient | balanced | {d.mean():.3f} ± {half:.3f} |" in TEXT
+    assert f"| GRPO | gradient | balanced | 5 | {d.mean():.3f} ± {half:.3f} |" in TEXT
 
 
 def test_the_figures_of_the_readme_are_those_of_the_csv():
