@@ -2,7 +2,7 @@
 Does dynamic weighting win? The runs that answer it, and their results in benchmarks/results.csv.
 
     python benchmarks/experiment.py                          the main experiment: 6 weightings, 3 algorithms, 5 seeds
-    python benchmarks/experiment.py --study ablations        also: learning-rate, ascent
+    python benchmarks/experiment.py --study ablations        also: learning-rate, ascent, control
     python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --learning-rate 1e-6
 
 Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
@@ -92,6 +92,7 @@ STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "learning-rate": (ALGORITHMS, TUNING, [0], 120),
     "ablations": (["grpo"], ABLATIONS, [1, 2, 3], 60),
     "ascent": (["grpo"], ASCENT, [1, 2, 3], 120),
+    "control": (["grpo"], {"clarity-focused": "--weights 0.25 0.25 0.5"}, [4, 5, 6, 7, 8], 120),
 }
 IN_FOLDER = str.maketrans({" ": "_", "/": "_", ",": None})  # what a folder's name has in place of a variant's
 

@@ -5,6 +5,7 @@ Tables and figures of the experiment, from benchmarks/results.csv alone.
 """
 
 import argparse
+import math
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -22,8 +23,9 @@ from hypervolume import hypervolume, pareto_front  # noqa: E402
 
 KEYS = ["task", "algorithm", "variant", "seed"]  # of a run
 NAMES = ["accuracy", "conciseness", "clarity"]
-FIXED = ["accuracy-focused", "balanced", "efficiency-focused"]
+FIXED = ["accuracy-focused", "balanced", "efficiency-focused", "clarity-focused"]
 DYNAMIC = ["hypervolume", "gradient", "ascent"]
+PALETTE = dict(zip(FIXED + DYNAMIC, [*COLOURS[:3], "0.5", *COLOURS[3:]]))
 TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
 ABLATIONS = {  # title: variants, of which those that are in the CSV are shown
     "What r_pareto scales": ["balanced", "hypervolume", "hypervolume, r_pareto on the reward"],
@@ -190,9 +192,13 @@ def best_attained(points, x):
     return np.array([max(points[points[:, 0] >= value, 1], default=np.nan) for value in x])
 
 
+def variants_in(frame):
+    return [variant for variant in FIXED + DYNAMIC if variant in set(frame["variant"])]
+
+
 def styled(variants):
     """(variant, colour, line style): fixed ones dashed."""
-    return [(v, COLOURS[i % len(COLOURS)], "--" if v in FIXED else "-") for i, v in enumerate(variants)]
+    return [(variant, PALETTE[variant], "--" if variant in FIXED else "-") for variant in variants]
 
 
 def add_legend(figure, ncols):
@@ -203,16 +209,20 @@ def add_legend(figure, ncols):
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
 
 
-def draw_volumes(runs, algorithms, variants):
-    """Hypervolume of the front so far over the steps, a panel an algorithm."""
-    figure = Figure(figsize=(4.6 * len(algorithms), 4), layout="constrained")
-    for axes, algorithm in zip(figure.subplots(1, len(algorithms), squeeze=False)[0], algorithms):
+def draw_volumes(runs, variants):
+    """Hypervolume of the front so far over the steps, a panel for each task and algorithm."""
+    panels = list(runs.groupby(["task", "algorithm"], sort=False))
+    columns = min(2, len(panels))
+    figure = Figure(figsize=(5 * columns, 3.7 * math.ceil(len(panels) / columns)), layout="constrained")
+    for i, ((task, algorithm), own) in enumerate(panels):
+        axes = figure.add_subplot(math.ceil(len(panels) / columns), columns, i + 1)
         for variant, colour, style in styled(variants):
-            same = runs[(runs["algorithm"] == algorithm) & (runs["variant"] == variant)]
+            same = own[own["variant"] == variant]
             if len(same):
                 band(axes, same["steps"].iloc[0], np.stack(same["volumes"]), colour, variant, linestyle=style)
-        axes.set(title=TITLES[algorithm], xlabel="step", ylabel="hypervolume of the front so far")
-    add_legend(figure, 2 * len(algorithms))
+        axes.set(title=f"{TITLES[algorithm]}, task: {task}", xlabel="step", ylabel="hypervolume of the front so far")
+        axes.set_ylim(bottom=0)
+    add_legend(figure, 3 if columns > 1 else 2)
     return figure
 
 
@@ -254,7 +264,7 @@ def draw_weights(evaluations, algorithms):
             band(below, guided["step"].unique(), per_seed(guided, "r_pareto"), "black", "r_pareto")
         above.set(title=f"{TITLES[algorithm]}: weights, gradient", ylim=(0, 1), xlabel="step")
         below.set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.4, 2.1), xlabel="step")
-    add_legend(figure, 4)
+    add_legend(figure, min(4, 2 * len(algorithms)))
     return figure
 
 
@@ -271,6 +281,7 @@ def report(evaluations, figures):
         "has at the end with the same seed: the median of the runs that get there, and how many do. Comparisons are "
         "paired by seed, p is that of a t-test, and Holm's correction is for all comparisons of a task.",
     ]
+    text += [f"![{what}]({name})" for name, what in figures[:1]]
     for task, same in runs.groupby("task", sort=False):
         main = best[best["task"] == task].groupby("algorithm", sort=False)
         main = pandas.concat([of_variants(own, FIXED + DYNAMIC) for _, own in main] or [best[:0]])
@@ -279,7 +290,7 @@ def report(evaluations, figures):
             lengths = {f"{steps[-1]}" for steps in main["steps"]}
             text += [f"After {' or '.join(sorted(lengths))} steps:", final_table(main)]
             text += filter(None, [comparisons(main)])
-            text += [f"![{what}]({name})" for name, what in figures if name.startswith(f"experiment-{task}-")]
+            text += [f"![{what}]({name})" for name, what in figures[1:] if name.startswith(f"experiment-{task}-")]
         tuned, whole = (
             r[(r["task"] == task) & (r["algorithm"] == "grpo") & r["seed"].between(1, 3)] for r in (short, runs)
         )
@@ -313,12 +324,14 @@ def main():
     evaluations, figures = pandas.read_csv(args.results), []
     if evaluations.empty:
         parser.error("--results: no run in it yet")
-    for task, same in judged(evaluations).groupby("task", sort=False):
-        algorithms, runs = list(same["algorithm"].unique()), measured(same)
-        variants = [v for v in FIXED + DYNAMIC if v in set(same["variant"])]
+    best = judged(evaluations)
+    if len(best):
+        figures = [("experiment-volumes.png", "Hypervolume over the steps")]
+        draw_volumes(measured(best), variants_in(best)).savefig(args.output / figures[0][0], dpi=120)
+    for task, same in best.groupby("task", sort=False):
+        algorithms = list(same["algorithm"].unique())
         for kind, what, figure in (
-            ("volumes", "Hypervolume over the steps", draw_volumes(runs, algorithms, variants)),
-            ("fronts", "Fronts", draw_fronts(same, algorithms, variants)),
+            ("fronts", "Fronts", draw_fronts(same, algorithms, variants_in(same))),
             ("weights", "Weights and r_pareto over the steps", draw_weights(same, algorithms)),
         ):
             figures.append((f"experiment-{task}-{kind}.png", what))
