@@ -150,12 +150,12 @@ def comparisons(runs):
 def judged(evaluations):
     """
     Of all evaluations those that say which weighting is best: the variants of the main experiment, on the embedded task
-    from seed 4 on (`ascent` was chosen on others), as far as the shortest run of the same task and algorithm goes.
+    from seed 4 on (`ascent` was chosen on others), at the steps that all runs of the same task and algorithm have.
     """
     main = evaluations[evaluations["variant"].isin(FIXED + DYNAMIC)]
     main = main[(main["task"] != "embedded") | (main["seed"] >= 4)]
-    last = main.groupby(KEYS)["step"].transform("max")
-    return main[main["step"] <= last.groupby([main["task"], main["algorithm"]]).transform("min")]
+    runs = (main["step"] == 0).groupby([main["task"], main["algorithm"]]).transform("sum")
+    return main[main.groupby(["task", "algorithm", "step"])["seed"].transform("size") == runs]
 
 
 def measured(evaluations):
@@ -252,18 +252,20 @@ def draw_fronts(evaluations, algorithms, variants):
 
 
 def draw_weights(evaluations, algorithms):
-    """The weights of gradient-based weighting and the r_pareto of hypervolume-guided weighting, over the steps."""
-    figure = Figure(figsize=(4.6 * len(algorithms), 6.5), layout="constrained")
-    for (above, below), algorithm in zip(figure.subplots(2, len(algorithms), squeeze=False).T, algorithms):
+    """The weights of those weightings that move them, and r_pareto of hypervolume-guided weighting, over the steps."""
+    figure = Figure(figsize=(4.6 * len(algorithms), 9), layout="constrained")
+    for panels, algorithm in zip(figure.subplots(3, len(algorithms), squeeze=False).T, algorithms):
         own = evaluations[(evaluations["algorithm"] == algorithm) & (evaluations["step"] > 0)]
-        moving, guided = own[own["variant"] == "gradient"], own[own["variant"] == "hypervolume"]
-        for name, colour in zip(NAMES, COLOURS[3:]):
-            if len(moving):
-                band(above, moving["step"].unique(), per_seed(moving, f"w_{name}"), colour, name)
+        for axes, variant in zip(panels, ("gradient", "ascent")):
+            moving = own[own["variant"] == variant]
+            for name, colour in zip(NAMES, COLOURS[3:]):
+                if len(moving):
+                    band(axes, moving["step"].unique(), per_seed(moving, f"w_{name}"), colour, name)
+            axes.set(title=f"{TITLES[algorithm]}: weights, {variant}", ylim=(0, 1), xlabel="step")
+        guided = own[own["variant"] == "hypervolume"]
         if len(guided):
-            band(below, guided["step"].unique(), per_seed(guided, "r_pareto"), "black", "r_pareto")
-        above.set(title=f"{TITLES[algorithm]}: weights, gradient", ylim=(0, 1), xlabel="step")
-        below.set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.4, 2.1), xlabel="step")
+            band(panels[2], guided["step"].unique(), per_seed(guided, "r_pareto"), "black", "r_pareto")
+        panels[2].set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.4, 2.1), xlabel="step")
     add_legend(figure, min(4, 2 * len(algorithms)))
     return figure
 
