@@ -6,7 +6,7 @@ Does dynamic weighting win? The runs that answer it, and their results in benchm
     python benchmarks/experiment.py --task mine --model FOLDER --dataset FOLDER --learning-rate 1e-6
 
 Each run is one of the scripts as anyone would call it, on one core, two at a time. A run that is in the CSV is not
-repeated, one that was stopped goes on from its last checkpoint, a longer one from where a shorter one ended, and
+repeated; one that was stopped, or is to be longer, goes on from its last checkpoint, one each 10 steps; and
 `python benchmarks/report.py` draws tables and figures from the CSV alone, however far it has come. 30 runs take some 70
 minutes on two cores with nothing beside them. Flags that are not listed by --help go to the scripts.
 
@@ -94,6 +94,7 @@ STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "ascent": (["grpo"], ASCENT, [1, 2, 3], 120),
     "control": (["grpo"], {"clarity-focused": "--weights 0.25 0.25 0.5"}, [4, 5, 6, 7, 8], 120),
 }
+OWN = {"--seed", "--output-dir", "--resume", "--objectives", "--eval-every", "--checkpoint-every"}
 IN_FOLDER = str.maketrans({" ": "_", "/": "_", ",": None})  # what a folder's name has in place of a variant's
 
 
@@ -152,21 +153,32 @@ def main():
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results.csv", help="the CSV")
     args, more = parser.parse_known_args()
     algorithms, variants, seeds, steps = STUDIES[args.study]
-    algorithms, seeds, steps = args.algorithms or algorithms, args.seeds or seeds, args.steps or steps
+    algorithms, seeds = args.algorithms or algorithms, args.seeds or seeds
+    steps = steps if args.steps is None else args.steps
     if unknown := {*(args.variants or [])} - variants.keys():
         parser.error(f"--variants: no {'; '.join(unknown)} in this study, which has {'; '.join(variants)}")
-    if args.jobs < 1:
-        parser.error("--jobs: 1 or more")
-    if (args.model or args.dataset or more) and args.task == "embedded":
-        parser.error("--task: with a model, data or flags of your own, give it a name")
+    if args.jobs < 1 or steps < 1:
+        parser.error("--jobs, --steps: 1 or more")
+    if ((args.model or args.dataset or more) and args.task == "embedded") or "/" in args.task:
+        parser.error("--task: with a model, data or flags of your own, give it a name, without a /")
+    own = OWN | {word for flags in variants.values() for word in flags.split() if word.startswith("--")}
+    if taken := own & {word.split("=")[0] for word in more}:
+        parser.error(f"{', '.join(taken)}: set by the experiment itself")
     more += [f"--{name}={value}" for name in ("model", "dataset") if (value := getattr(args, name))]
 
     args.results.parent.mkdir(parents=True, exist_ok=True)
     if not args.results.exists():
         args.results.write_text(",".join(FIELDS) + "\n")
+    if not args.results.read_text().startswith(",".join(FIELDS) + "\n"):
+        parser.error(f"--results: the columns of {args.results} are not those of this experiment")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    given = args.runs / f"{args.task}.txt"
+    if given.exists() and given.read_text() != " ".join(more):
+        parser.error(f"--task: {args.task} was begun with '{given.read_text()}'; other flags are another task")
+    given.write_text(" ".join(more))
     with open(args.results, newline="") as file:
         done = {tuple(row[name] for name in FIELDS[:4]) for row in csv.DictReader(file) if int(row["step"]) >= steps}
-    cases = [(args.task, *case) for case in product(algorithms, args.variants or variants, seeds)]
+    cases = [(args.task, *case) for case in product(algorithms, args.variants or variants, sorted({*seeds}))]
     cases = sorted((case for case in cases if tuple(map(str, case)) not in done), key=lambda case: case[3])
     lock, started = Lock(), time.perf_counter()
 
@@ -183,4 +195,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the same command goes on from here")

@@ -333,7 +333,7 @@ def main():
     for task, same in best.groupby("task", sort=False):
         algorithms = list(same["algorithm"].unique())
         for kind, what, figure in (
-            ("fronts", "Fronts", draw_fronts(same, algorithms, variants_in(same))),
+            ("fronts", "Fronts, as far as those of all seeds go", draw_fronts(same, algorithms, variants_in(same))),
             ("weights", "Weights and r_pareto over the steps", draw_weights(same, algorithms)),
         ):
             figures.append((f"experiment-{task}-{kind}.png", what))

@@ -180,6 +180,32 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, monkeypatch, steps, s
     assert (tmp_path / "seen").read_text() == f"--resume {tmp_path}{said}"
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--learning-rate 1e-6", "--task: with"),
+        ("--task my/task", "--task: with"),
+        ("--task mine --weighting fixed", "--weighting: set by"),
+        ("--task mine --output-dir x", "--output-dir: set by"),
+        ("--task mine --max-grad-norm 0.5", "was begun with"),
+        ("--task mine --learning-rate 1e-6", "was begun with '--learning-rate 1e-5'"),
+        ("--steps 0", "--jobs, --steps"),
+        ("--variants none", "--variants: no none"),
+        ("--results {}/other.csv", "columns"),
+    ],
+)
+def test_what_would_mix_runs_is_refused(tmp_path, monkeypatch, capsys, flags, said):
+    (tmp_path / "mine.txt").write_text("--learning-rate 1e-5")
+    (tmp_path / "other.csv").write_text("a,b\n")
+    monkeypatch.setattr(experiment, "train", None)
+    command = ["experiment.py", "--runs", f"{tmp_path}", "--results", f"{tmp_path}/r.csv"]
+    monkeypatch.setattr(sys, "argv", command + flags.format(tmp_path).split())
+    with pytest.raises(SystemExit) as stopped:
+        experiment.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and said in lines[-1] and "experiment.py: error: " in lines[-1]
+
+
 def test_runs_are_compared_as_far_as_the_shortest_goes():
     """With one run cut off, all are cut off there, or before. On the embedded task, seeds 1 to 3 do not count."""
     main = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] >= 4)]
