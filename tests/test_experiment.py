@@ -296,6 +296,7 @@ def test_what_the_text_says_of_the_other_task():
     assert f"| {' | '.join(f'{np.mean(areas[name]):.3f}' for name in order)} |" in text
     found = report.measured(other[other["step"] <= 120]).groupby("variant")["area"].mean().sort_values(ascending=False)
     assert found.index[:3].tolist() == order[:3]
+    assert sorted(report.FIXED[:3], key=lambda name: np.mean(areas[name]))[-1] == "accuracy-focused"
     assert "between {:.3f} and {:.3f}.".format(min(areas["accuracy-focused"]), max(areas["accuracy-focused"])) in text
     table = TEXT[TEXT.index("## Task: other") :]
     for name in ("gradient", "ascent"):
@@ -318,7 +319,7 @@ def test_what_the_text_says_of_the_other_task():
     assert "at steps {} to {} with `ascent`".format(*clear.loc["ascent"]) in text
     assert "at steps {} to {} with the control".format(*clear.loc["clarity-focused"]) in text
     assert "at {} or {} with balanced".format(*clear.loc["balanced"]) in text
-    assert "adds to the front: steps {} to {}.".format(*clear.loc["hypervolume"]) in text
+    assert "same weights, turns at {} to {}: while".format(*clear.loc["hypervolume"]) in text
     at_40, at_10 = means.loc["gradient", 40], means.loc["ascent", 10]
     assert "conciseness ({w_conciseness:.2f} of the weight at step 40, clarity {w_clarity:.2f})".format(**at_40) in text
     assert "clarity ({w_clarity:.2f} at step 10, conciseness {w_conciseness:.2f})".format(**at_10) in text
