@@ -1,7 +1,7 @@
 """
 Makes another model and task to try the weightings on, by the recipe of tiny/make_tiny.py with other ingredients.
 
-    python benchmarks/other_task.py --output runs/other        some 12 minutes on two cores
+    python benchmarks/other_task.py --output runs/other        some 8 minutes on two cores
 
 Sums and differences of four integers up to 60 instead of five up to 40, and another manner: fewer enumerate, more go
 over it all once more, and more are plain from the start. Nothing was tuned on it.

@@ -307,7 +307,7 @@ def test_what_the_text_says_of_the_other_task():
     assert "between {:.3f} and {:.3f}.".format(min(areas["accuracy-focused"]), max(areas["accuracy-focused"])) in text
     table = TEXT[TEXT.index("## Task: other") :]
     lines = [line for line in TEXT.splitlines() if line.startswith("| GRPO | ascent | clarity-focused |")]
-    assert len(lines) == 2 and all("no difference survives" in line for line in lines)  # "level with ascent on both"
+    assert len(lines) == 2 and all("no difference survives" in line for line in lines)  # "cannot be told from ascent"
     for name in ("gradient", "ascent"):
         for fixed in report.FIXED:
             [line] = [line for line in table.splitlines() if line.startswith(f"| GRPO | {name} | {fixed} | 5 |")]
@@ -328,6 +328,8 @@ def test_what_the_text_says_of_the_other_task():
     assert "at steps {} to {} with `ascent`".format(*clear.loc["ascent"]) in text
     assert "at steps {} to {} with the control".format(*clear.loc["clarity-focused"]) in text
     assert "at {} or {} with balanced".format(*clear.loc["balanced"]) in text
+    assert "efficiency-focused weights until step 120" in text and set(clear.loc["efficiency-focused"]) == {120}
+    assert "accuracy-focused ones from {} to {}.".format(*clear.loc["accuracy-focused"]) in text
     assert "same weights, turns at {} to {}: while".format(*clear.loc["hypervolume"]) in text
     at_40, at_10 = means.loc["gradient", 40], means.loc["ascent", 10]
     assert "conciseness ({w_conciseness:.2f} of the weight at step 40, clarity {w_clarity:.2f})".format(**at_40) in text

@@ -90,8 +90,8 @@ def test_the_figures_of_the_text_are_those_of_the_csv():
     variants = ("efficiency-focused", "ascent", "balanced", "hypervolume", "gradient", "accuracy-focused")
     right, clear = [end(v, "accuracy", 10) for v in variants], [end(v, "clarity", 40) for v in variants]
     assert f"({min(right):.2f} to {max(right):.2f} at step 10) and clear ({min(clear):.2f} or more at step 40)" in text
-    two = end("accuracy-focused", "clarity", 30), end("gradient", "clarity", 30)
-    assert "clarity sooner ({:.2f} beside {:.2f} at step 30)".format(*two) in text
+    two = end("gradient", "clarity", 30), end("accuracy-focused", "clarity", 30)
+    assert "clarity sooner ({:.2f} at step 30, beside {:.2f})".format(*two) in text
     pairs = ("accuracy_conciseness", "conciseness_clarity", "accuracy_clarity")
     apart = [mean("gradient", f"disagree_{pair}", 11, 30) for pair in pairs]
     assert (
