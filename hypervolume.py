@@ -1,17 +1,17 @@
 """
-Pareto fronts and hypervolume, exact in any number K of objectives. Every objective is maximised.
+Pareto fronts and hypervolumes, exact for any number K of objectives. Every objective is maximised.
 
-The hypervolume of some points is the volume that they dominate above a reference: the union of the boxes that reach
-from the reference to each point. It is found as by While, Bradstreet and Barone, "A Fast Way of Calculating Exact
-Hypervolumes" (IEEE Transactions on Evolutionary Computation 16(1), 2012): each point adds its own box, less what the
-points before it cover of that box.
+The hypervolume of points is the volume that they dominate above a reference point: the union of the boxes
+that reach from the reference point to each point. The method is that of While, Bradstreet and Barone, "A Fast
+Way of Calculating Exact Hypervolumes" (IEEE Transactions on Evolutionary Computation 16(1), 2012): each point
+adds the volume of its own box, minus the part of that box that earlier points cover.
 """
 
 import numpy as np
 
 
-def as_matrix(rows):
-    """`rows` as floats (N, K). ValueError unless they are finite numbers, as many in each row."""
+def _as_matrix(rows):
+    """Returns `rows` as floats (N, K). ValueError unless they are finite, equally many in each row."""
     try:
         matrix = np.asarray(rows, dtype=float)
     except (TypeError, ValueError):
@@ -23,72 +23,82 @@ def as_matrix(rows):
     return matrix
 
 
-def above(points, reference):
-    """The points (N, K) that exceed the reference (K,) in every objective, as seen from it: all positive."""
-    matrix = as_matrix([reference, *points])
+def _above(points, reference):
+    """Returns points (N, K) minus the reference (K,), only those that exceed it in every objective."""
+    matrix = _as_matrix([reference, *points])
     corners = matrix[1:] - matrix[0]
     return corners[(corners > 0).all(axis=1)]
 
 
-def front(points):
-    """The mask of `pareto_front` for a matrix (N, K)."""
-    # Comparing all pairs in one objective at a time is faster than all objectives of one point at a time.
+def _front(points):
+    """Returns the mask of `pareto_front` for a matrix (N, K)."""
+    # A loop over objectives that compares all pairs of points is faster than a loop over points.
     covers = np.logical_and.reduce([np.greater_equal.outer(column, column) for column in points.T])
     is_earlier = ~np.tri(len(points), dtype=bool)
     return ~(covers & (~covers.T | is_earlier)).any(axis=0)
 
 
-def volume(points):
-    """Volume of the union of the boxes between the origin and each of `points` (N, K), all positive."""
+def _volume(points):
+    """
+    Returns the volume of the union of the boxes between the origin and each of points (N, K), all positive.
+
+    The union is sliced along the last objective, the height of a point. From the highest point down, each
+    point adds a region to what the points before it cover in the other K - 1 objectives. Over this region,
+    the union is as high as the point. The volume is the sum, over the points, of the region times the height.
+    """
     if points.shape[1] == 1:
         return points.max(initial=0.0)
     if points.shape[1] > 2:
-        points = points[front(points)]
+        points = points[_front(points)]  # dominated points add nothing, and each point costs time
+
     points = points[np.argsort(-points[:, -1])]
     heights = points[:, -1]
     if points.shape[1] == 2:
+        # The same sum, rearranged: the slice between two heights is as wide as the widest point above it.
         return np.maximum.accumulate(points[:, 0]) @ -np.diff(heights, append=0.0)
-    # Seen along the last objective, from the highest point down, each point adds to the silhouette of those before it.
-    # Over what it adds there, the union of the boxes is as high as the point.
-    flat = points[:, :-1]
-    return sum(height * gain(flat[i], flat[:i]) for i, height in enumerate(heights))
+    bases = points[:, :-1]
+    return sum(height * _gain(bases[i], bases[:i]) for i, height in enumerate(heights))
 
 
-def gain(point, points):
-    """The volume that `point` (K,) adds to that of `points` (N, K), all positive. Exactly 0 where one covers it."""
-    cut = np.minimum(points, point)
-    if (cut == point).all(axis=1).any():
+def _gain(point, points):
+    """
+    Returns the volume that the box of `point` (K,) adds to the boxes of `points` (N, K), all positive.
+
+    This is the volume of the box minus the part that the others cover. Exactly 0 if one of them covers it.
+    """
+    covered = np.minimum(points, point)
+    if (covered == point).all(axis=1).any():
         return 0.0
-    return point.prod() - volume(cut)
+    return point.prod() - _volume(covered)
 
 
 def pareto_front(points):
     """
-    The non-dominated points, maximising. points: (N, K). Returns a boolean mask (N,).
+    Returns which of the points (N, K) are not dominated, as a boolean mask (N,).
 
-    A point is dominated by one that is at least as good in every objective and better in one. Of equal points the first
-    is kept. Memory grows as N^2. ValueError for points that are not finite or not of one length.
+    A point is dominated by one that is at least as good in every objective and better in one. The first of
+    equal points is kept. Memory grows as N^2. ValueError for points that are not finite or differ in length.
     """
-    return front(as_matrix(points)) if len(points) else np.zeros(0, dtype=bool)
+    return _front(_as_matrix(points)) if len(points) else np.zeros(0, dtype=bool)
 
 
 def hypervolume(points, reference):
     """
-    The volume that `points` dominate above `reference`, maximising. points: (N, K), N >= 0, reference: (K,).
+    Returns the volume that points (N, K), N >= 0, dominate above the reference point (K,).
 
-    Its unit is the product of the objectives' units. A point that does not exceed the reference in every objective adds
-    nothing. ValueError for points or a reference that are not finite or not of one length.
+    Its unit is the product of the objectives' units. A point that does not exceed the reference point in
+    every objective adds nothing. ValueError for points that are not finite or differ in length.
     """
-    return float(volume(above(points, reference)))
+    return float(_volume(_above(points, reference)))
 
 
 def contribution(point, points, reference):
     """
-    The hypervolume that `point` (K,) would add to that of `points`. Never negative, and 0 for a dominated point.
+    Returns the hypervolume that `point` (K,) adds to that of `points`: at least 0, and 0 if it is dominated.
 
-    Far cheaper than a difference of two hypervolumes: of `points`, only what lies within the point's own box counts.
-    Shapes, unit and errors as for `hypervolume`.
+    This is far cheaper than the difference of two hypervolumes, because only the part of `points` inside the
+    box of `point` counts. Shapes, unit and errors are those of `hypervolume`.
     """
-    others, own = above(points, reference), above([point], reference)
-    # Rounding may leave -1e-17 where the gain is that small.
-    return max(0.0, float(gain(own[0], others))) if len(own) else 0.0
+    others, corner = _above(points, reference), _above([point], reference)
+    # Rounding may turn a gain close to 0 into about -1e-17.
+    return max(0.0, float(_gain(corner[0], others))) if len(corner) else 0.0

@@ -1,188 +1,110 @@
 r"""
-Rewards of one response to a math problem: accuracy, conciseness and clarity, the three objectives of "Learning to
-Optimize Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452). Each is 0.0 or 1.0, takes time
-linear in the response and raises nothing. An objective of your own is one function, to be named where the three are:
+The objectives, which score responses, and how the problems are read from a dataset.
+
+Accuracy, conciseness and clarity are the objectives of "Learning to Optimize Multi-Objective Alignment
+Through Dynamic Reward Weighting" (arXiv:2509.11452). Each gives a response a reward of 0.0 or 1.0, takes
+time linear in the response and raises no exception. To add an objective, write one function in this file
+and name it in --objectives:
 
     @objective
     def politeness(response, **_):
         return float("please" in response.lower())
 
 It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (in sampled tokens),
-`mean_length` (their running mean), `prompt`, `step`, and all other columns of the problem's row, and returns a number.
-Here, too, is what the problems are: `read_problems`.
+`mean_length` (which conciseness compares the length with), `prompt`, `step` and all other columns of the
+problem's row, and returns a number. Its performance is its reward, unless it defines another one:
+
+    # For an objective brevity: the share of the limit that a response leaves unused.
+    PERFORMANCE["brevity"] = lambda reward, length, limit: 1 - length / limit
 """
 
+import contextlib
 import math
 import re
 from pathlib import Path
 
 import datasets
+import torch
+from jinja2 import TemplateError
 
 OBJECTIVES = {}
-# The paper's datasets by short names: where the Hub has them, and what the paper asks for at the end of each problem.
-PAPER = {"math-500": "HuggingFaceH4/MATH-500", "math-algebra": "DigitalLearningGmbH/MATH-lighteval:algebra"}
+# The performance of an objective is what evaluations report, and what the hypervolume and Nash weighting use.
+# By default it is the reward, else a function of (reward, length, limit) here. The function gets the reward
+# and length of one response, or their means over several. It must be linear in both (plus a constant), so
+# that the performance of the means is the mean performance. Conciseness has a function because a reward
+# relative to a moving mean does not compare models.
+PERFORMANCE = {"conciseness": lambda reward, length, limit: 1 - length / limit}
+# The paper's datasets: short names, names on the Hub, and the text that follows each problem.
+PAPER_DATASETS = {
+    "math-500": "HuggingFaceH4/MATH-500",
+    "math-algebra": "DigitalLearningGmbH/MATH-lighteval:algebra",
+}
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 
 
 def objective(function):
-    """Registers `function` in OBJECTIVES under its own name and returns it unchanged."""
+    """Registers `function` in OBJECTIVES under its name and returns it unchanged."""
     OBJECTIVES[function.__name__] = function
     return function
 
 
-class RewardError(Exception):
-    """An objective raised something, or returned what is no finite number."""
+def score(objectives, responses, problems, lengths, mean_length, step=0, split="train"):
+    """
+    Returns the rewards of N responses in K objectives, named as in OBJECTIVES: N lists of K numbers.
 
-
-def score(objectives, responses, problems, lengths, mean_length, step=0):
-    """The rewards of N responses to N problems, dictionaries, in K objectives, named as in OBJECTIVES: N lists of K."""
-    functions, table = [(name, OBJECTIVES[name]) for name in objectives], []
-    for number, (response, problem, length) in enumerate(zip(responses, problems, lengths, strict=True), 1):
-        given = {"response": response, "length": length, "mean_length": mean_length, "step": step}
-        table.append([])
-        for name, function in functions:
+    problems: N dictionaries, as from `read_problems`. lengths, mean_length: in tokens. split: for errors.
+    An exception of an objective gets a note that names the objective, the split, the step and the prompt.
+    ValueError if an objective returns something that is not a finite number.
+    """
+    functions = [OBJECTIVES[name] for name in objectives]
+    rewards = []
+    for response, problem, length in zip(responses, problems, lengths, strict=True):
+        arguments = {"response": response, "length": length, "mean_length": mean_length, "step": step}
+        row = []
+        for name, function in zip(objectives, functions):
             try:
-                value = function(**{**problem, **given})
-                value = value.item() if hasattr(value, "item") else value  # of numpy or torch
+                value = function(**{**problem, **arguments})
             except Exception as error:
-                raise RewardError(f"objective {name}, response {number} of step {step}: {error!r}") from error
+                error.add_note(describe_call(name, problem, split, step))
+                raise
+
+            with contextlib.suppress(AttributeError, ValueError, RuntimeError):
+                value = value.item()  # NumPy and torch scalars become Python numbers.
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise RewardError(f"objective {name}, response {number} of step {step}: {value!r} is no finite number")
-            table[-1].append(value)
-    return table
+                call = describe_call(name, problem, split, step)
+                raise ValueError(f"an objective must return a finite number, not {value!r:.80}\n{call}")
+            row.append(value)
+        rewards.append(row)
+    return rewards
 
 
-def question_and_answer(row):
+def describe_call(name, problem, split, step):
+    """Returns two lines for an error: the objective, split and step, and the beginning of the prompt."""
+    prompt = str(problem.get("prompt", ""))
+    prompt = prompt[:160] + "..." if len(prompt) > 160 else prompt
+    return f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
+
+
+def performance(objectives, rewards, length, limit):
     """
-    The chat messages that ask a dataset's `row`, and the true answer. ValueError if one of them is not there.
+    Returns the performance in K objectives: K floats.
 
-    Asked is its column problem, question or prompt (text or messages). True is its column answer, else
-    reward_model.ground_truth (verl), else solution: of a whole solution what follows ####, or its last box.
+    rewards (K numbers), length (in tokens): of one response, or means over several. limit: max new tokens.
     """
-    question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
-    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    contents = [isinstance(m, dict) and m.get("content") for m in messages] if isinstance(messages, list) else []
-    is_text = contents and all(isinstance(content, str) and content.strip() for content in contents)
-    if not is_text or messages[-1].get("role") != "user":
-        raise ValueError("it needs text, or chat messages up to one of the user, in column problem, question or prompt")
-    verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
-    gold = next((gold for gold in (row.get("answer"), verl, row.get("solution")) if gold is not None), None)
-    gold = gold[0] if isinstance(gold, list) and len(gold) == 1 else gold
-    if isinstance(gold, float) and gold.is_integer():
-        gold = int(gold)  # A single decimal in a column makes floats of all its integers.
-    is_number = isinstance(gold, (int, float)) and math.isfinite(gold)
-    text = str(gold).rpartition("####")[2] if is_number or isinstance(gold, str) else ""
-    boxed = last_boxed(text)
-    text = text.strip() if boxed is None else boxed
-    text = text[1:-1] if re.fullmatch(r"\$[^$]+\$", text) else text
-    if not text.strip():
-        raise ValueError(f"an answer is needed in column answer, reward_model.ground_truth or solution, not {gold!r}")
-    return messages, text
-
-
-def bare_number(text):
-    """A number without thousands commas and leading zeros: 2,125 is 2125 and 033 is 33. Other text as it is."""
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
-    return re.sub(r"^(-?)0+(?=\d+\Z)", r"\1", text)
-
-
-def beginning(tokenizer):
-    """The special tokens that a tokenizer puts before a text: those that it puts after it would end the prompt."""
-    with_special, plain = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
-    return with_special[: with_special.index(plain[0])]
-
-
-def turn_end(tokenizer):
-    """The special token that ends a turn in the chat template, or None. A base model's settings do not know it."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "XYZ"}]
-    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2]
-    first = next(iter(tokenizer(rest, add_special_tokens=False)["input_ids"]), None)
-    return first if first in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[first].special else None
-
-
-def load_splits(dataset):
-    """
-    The splits of a folder, a json(l) or parquet file, a name on the Hub (NAME:CONFIGURATION) or in PAPER: by name.
-
-    Those that are missing are made as in the paper: a single split is shuffled and divided into 60% train, 20% test and
-    20% validation; with train and test alone, the first half of test becomes validation.
-    """
-    if Path(dataset).is_file():
-        splits = datasets.load_dataset("parquet" if dataset.endswith(".parquet") else "json", data_files=dataset)
-    else:
-        where = [dataset] if Path(dataset).is_dir() else PAPER.get(dataset, dataset).split(":", 1)
-        try:
-            splits = datasets.load_dataset(*where)
-        except datasets.exceptions.DatasetGenerationError:  # what its splits have in other columns differs
-            builder = datasets.load_dataset_builder(*where)
-            files = builder.config.data_files or {}
-            splits = {str(s): datasets.load_dataset(builder.name, data_files={s: f})[s] for s, f in files.items()}
-    if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
-        train, rest = rows.train_test_split(0.4, seed=42).values()
-        test, validation = rest.train_test_split(0.5, seed=42).values()
-        print(f"of one split: {len(train)} train, {len(test)} test, {len(validation)} validation problems are made")
-        return {"train": train, "test": test, "validation": validation}
-    if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
-        print(f"no split validation: it is the first {half} of the {len(splits['test'])} test problems")
-        return {**splits, "validation": splits["test"].take(half), "test": splits["test"].skip(half)}
-    return splits
-
-
-def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
-    """
-    The problems of each of `splits`: lists of dictionaries with prompt (text), prompt_ids (token ids), answer (text)
-    and all other columns.
-
-    suffix: put after each problem (None: the paper's, for its datasets). enable_thinking: told to the chat template.
-    Longer prompts are left out, and counted. ValueError for rows and splits that cannot be used.
-    """
-    suffix = (PAPER_SUFFIX if dataset in PAPER else "") if suffix is None else suffix
-    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": enable_thinking}
-    data, problems, is_chat = load_splits(dataset), {}, bool(tokenizer.chat_template)
-    for split in splits:
-        if split not in data or len(data[split]) == 0:
-            raise ValueError(f"split {split} is missing or empty (of a single split, it takes 5 rows to make three)")
-        chats, answers = [], []
-        for number, row in enumerate(data[split], 1):
-            try:
-                chat, answer = question_and_answer(row)
-            except ValueError as error:
-                raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
-            chats.append([*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + suffix}])
-            # The paper's data are taken as its evaluation, that of MATH, takes them.
-            answers.append(answer if dataset in PAPER else bare_number(answer))
-        lost = [answer for answer in answers if not accuracy(rf"\boxed{{{answer}}}", answer)]
-        if lost:
-            print(f"{split}: {len(lost)} of {len(answers)} answers cannot be earned in a box, such as {lost[0]!r}")
-        if len(lost) == len(answers):
-            raise ValueError(f"no answer of split {split} can be earned in a box")
-        plain = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
-        texts = tokenizer.apply_chat_template(chats, **options) if is_chat else plain
-        begin = [] if is_chat else beginning(tokenizer)
-        ids = [begin + ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        new = [{"prompt": p, "prompt_ids": i, "answer": a} for p, i, a in zip(texts, ids, answers)]
-        rows = [{**row, **columns} for row, columns in zip(data[split], new)]
-        problems[split] = [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
-        if not problems[split]:
-            raise ValueError(f"no prompt of split {split} is within {max_prompt_tokens} tokens")
-        if left_out := len(rows) - len(problems[split]):
-            print(f"{split}: left out {left_out} of {len(rows)} prompts, over {max_prompt_tokens} tokens")
-    first = next(iter(problems.values()))[0]
-    counts = ", ".join(f"{len(rows)} {split}" for split, rows in problems.items())
-    print(f"{counts} problems; the first is {first['prompt']!r}, and right is {first['answer']!r}")
-    return problems
+    values = []
+    for name, reward in zip(objectives, rewards, strict=True):
+        values.append(float(PERFORMANCE[name](reward, length, limit) if name in PERFORMANCE else reward))
+    return values
 
 
 @objective
 def accuracy(response, answer, **_):
     r"""
-    1.0 if the last `\boxed{...}` in `response` equals `answer`, else 0.0.
+    Returns 1.0 if the last `\boxed{...}` in `response` equals `answer`, else 0.0.
 
-    Both are normalised as in the evaluation of MATH (Hendrycks et al., arXiv:2103.03874) and compared as strings: that
-    evens out notation but computes nothing, so 2/4 is not 1/2. Wrong, too, are no box and a last box left open.
+    Both are normalised as in the evaluation of MATH (Hendrycks et al., arXiv:2103.03874) and compared as
+    strings. That evens out notation but computes nothing, so 2/4 is not 1/2. A response without a box is
+    wrong, and so is one whose last box is not closed.
     """
     boxed = last_boxed(response)
     return float(boxed is not None and normalise(boxed) == normalise(answer))
@@ -190,23 +112,29 @@ def accuracy(response, answer, **_):
 
 @objective
 def conciseness(length, mean_length, **_):
-    """1.0 if a response is shorter than the mean of all training rollouts so far, its own step's included, else 0.0."""
+    """
+    Returns 1.0 if a response is shorter than `mean_length`, else 0.0.
+
+    In training, `mean_length` is the mean over all rollouts so far, those of the current step included.
+    """
     return float(length < mean_length)
 
 
-# An enumerator is "1.", "a)", "(ii)", "Step 3:" or a bullet. These are the patterns of the paper's code, and as loose,
-# or rewards would not compare with the paper's: a sentence that ends in a number (" = 13. So"), a decimal (" 12.5"),
-# f(x), (2-x) and a spaced minus count as enumerators too, and a brace inside a box that was cut off closes it.
+# An enumerator is "1.", "a)", "(ii)", "Step 3:" or a bullet. The patterns are as loose as in the paper's
+# code, so that rewards compare with the paper's. These count as enumerators, too: a sentence that ends in a
+# number (" = 13. So"), a decimal (" 12.5"), f(x), (2-x) and a minus between spaces. A box that was cut off
+# counts as closed if there is a closing brace inside it.
 ENUMERATOR = re.compile(r"(?im)(?:^|[\s(])(?:step)?(?:\d+|[a-z]|[ivxlcdm]+)[-.:)]|(?:^|\s)[-*•]\s+")
-ORDINAL = re.compile(r"(?i)\b(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|then)\b")
+ORDINAL = re.compile(r"(?i)\b(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|then)\b")
 FILLED_BOX = re.compile(r"\\boxed\{\s*[^\s}]")
 
 
 @objective
 def clarity(response, **_):
     r"""
-    1.0 if `response` goes step by step to a box, right or wrong, else 0.0: to a `\boxed{...}` that is not blank, by two
-    enumerators or two ordinals (the same one twice will do). Source: the paper's code.
+    Returns 1.0 if `response` goes step by step to a box, right or wrong, else 0.0. Source: the paper's code.
+
+    It must have a `\boxed{...}` that is not blank, and two enumerators or two ordinals, or one ordinal twice.
     """
     box = FILLED_BOX.search(response)
     if box is None or "}" not in response[box.end() :]:
@@ -215,7 +143,7 @@ def clarity(response, **_):
 
 
 def last_boxed(text):
-    r"""What the last `\boxed{...}` holds, or for `\boxed 5$` what stands before the `$`. None without a whole box."""
+    r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`. None if that is open or missing."""
     _, command, rest = text.rpartition(r"\boxed")
     if command and rest.startswith(" "):
         return rest[1:].split("$")[0]
@@ -230,25 +158,214 @@ def last_boxed(text):
 
 def normalise(text):
     r"""
-    Evens out the notation of an answer: the steps of `strip_string` in the evaluation of MATH, in its order. Where one
-    fails (two units, a bare `\frac`) and MATH compares the strings as they are, it is skipped.
+    Returns an answer in uniform notation: the steps of `strip_string` in the evaluation of MATH, in order.
+
+    Where a step fails (two units, a bare `\frac`), MATH compares the strings as they are. Here, that step is
+    skipped.
     """
-    for old, new in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
-        text = text.replace(old, new)
-    for dropped in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
-        text = text.replace(dropped, "")
-    if text.count(r"\text{ ") == 1:  # with the space it is a unit, 5\text{ cm}; without, an answer, \text{Navin}
+    for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
+        text = text.replace(part, replacement)
+    for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
+        text = text.replace(part, "")
+    if text.count(r"\text{ ") == 1:  # With a space it is a unit (5\text{ cm}), else an answer (\text{Navin}).
         text = text.split(r"\text{ ")[0]
-    for old, new in [(r"\%", ""), (" .", " 0."), ("{.", "{0.")]:
-        text = text.replace(old, new)
+    for part, replacement in [(r"\%", ""), (" .", " 0."), ("{.", "{0.")]:
+        text = text.replace(part, replacement)
     text = "0" + text if text.startswith(".") else text
-    left, *right = text.split("=")
-    if len(right) == 1 and len(left) <= 2:  # "k=", "k =": the name of what was asked for
-        text = right[0]
+
+    left_side, *right_sides = text.split("=")
+    if len(right_sides) == 1 and len(left_side) <= 2:  # "k=" and "k =" name the unknown.
+        text = right_sides[0]
+
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
     text = text.replace(" ", "")
     text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = r"\frac{1}{2}" if text == "0.5" else text
-    # No int() here: it raises on thousands of digits.
+    # A pattern recognises integers, because int(), which MATH uses, raises an error for thousands of digits.
     return re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
+
+
+def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
+    """
+    Returns the problems of each of `splits`, by name: lists of dictionaries with prompt (text), prompt_ids
+    (token ids), answer (text) and all other columns. Prompts over `max_prompt_tokens` tokens are left out.
+
+    suffix: text after each problem (None: the paper's for the paper's datasets, else none). enable_thinking:
+    passed to the chat template. ValueError if a split or a row cannot be used.
+    """
+    is_paper = dataset in PAPER_DATASETS
+    if suffix is None:
+        suffix = PAPER_SUFFIX if is_paper else ""
+    data, problems = load_splits(dataset), {}
+
+    for split in splits:
+        if split not in data or len(data[split]) == 0:
+            raise ValueError(f"split {split} is missing or empty (a single split needs 5 rows to be divided)")
+        chats, answers = read_rows(data[split], split, suffix)
+        if not is_paper:  # The paper's evaluation, that of MATH, compares numbers as they are written.
+            answers = [bare_number(answer) for answer in answers]
+        check_answers(answers, split)
+
+        prompts, token_ids = tokenize(chats, tokenizer, enable_thinking)
+        problems[split] = [
+            {**row, "prompt": prompt, "prompt_ids": ids, "answer": answer}
+            for row, prompt, ids, answer in zip(data[split], prompts, token_ids, answers)
+            if len(ids) <= max_prompt_tokens
+        ]
+        if not problems[split]:
+            raise ValueError(f"all prompts of split {split} are over {max_prompt_tokens} tokens")
+        if left_out := len(prompts) - len(problems[split]):
+            print(f"{split}: left out {left_out} of {len(prompts)} prompts, over {max_prompt_tokens} tokens")
+
+    first = next(iter(problems.values()))[0]
+    counts = ", ".join(f"{len(rows)} {split}" for split, rows in problems.items())
+    print(f"{counts} problems; the first is {first['prompt']!r}, and its answer is {first['answer']!r}")
+    return problems
+
+
+def problems_of_step(problems, step, size, seed):
+    """Returns the `size` problems of a step, from 1. Each epoch goes through all problems in a new order."""
+    n, places, orders = len(problems), range((step - 1) * size, step * size), {}
+    for epoch in {place // n for place in places}:
+        orders[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
+    return [problems[orders[place // n][place % n]] for place in places]
+
+
+def load_splits(dataset):
+    """
+    Returns the splits of a dataset, by name. The dataset is a folder, a json(l) or parquet file, a name on
+    the Hub (NAME or NAME:CONFIGURATION), or a name in PAPER_DATASETS.
+
+    Missing splits are made as in the paper: a single split is shuffled and divided into 60% train, 20% test
+    and 20% validation; with train and test alone, the first half of test becomes validation.
+    """
+    datasets.disable_progress_bars()
+    try:
+        splits = load_files(dataset)
+    except Exception as error:  # Each file type has a reader with exceptions of its own.
+        raise ValueError(f"{dataset} cannot be read: {error.__cause__ or error}") from None
+
+    if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
+        train, rest = rows.train_test_split(0.4, seed=42).values()
+        test, validation = rest.train_test_split(0.5, seed=42).values()
+        sizes = f"{len(train)} train, {len(test)} test, {len(validation)} validation problems"
+        print(f"the dataset has one split, which is divided into {sizes}")
+        return {"train": train, "test": test, "validation": validation}
+    if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
+        print(f"no validation split: it takes the first {half} of the {len(splits['test'])} test problems")
+        return {**splits, "validation": splits["test"].take(half), "test": splits["test"].skip(half)}
+    return splits
+
+
+def load_files(dataset):
+    """Returns the splits of a dataset as they are, by name."""
+    if Path(dataset).is_file():
+        file_type = "parquet" if dataset.endswith(".parquet") else "json"
+        return datasets.load_dataset(file_type, data_files=dataset)
+    source = [dataset] if Path(dataset).is_dir() else PAPER_DATASETS.get(dataset, dataset).split(":", 1)
+    try:
+        return datasets.load_dataset(*source)
+    except datasets.exceptions.DatasetGenerationError:  # The columns of the splits differ.
+        builder, splits = datasets.load_dataset_builder(*source), {}
+        for split, files in (builder.config.data_files or {}).items():
+            splits[str(split)] = datasets.load_dataset(builder.name, data_files={split: files})[split]
+        return splits
+
+
+def read_rows(rows, split, suffix):
+    """Returns the questions (chats, with `suffix` at the end) and the answers. ValueError names the row."""
+    chats, answers = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            chat, answer = read_question(row), read_answer(row)
+        except ValueError as error:
+            raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
+        chats.append([*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + suffix}])
+        answers.append(answer)
+    return chats, answers
+
+
+def read_question(row):
+    """Returns a row's problem, else question, else prompt, as chat messages. ValueError if it is not text."""
+    question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    is_chat = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+    contents = [message.get("content") for message in messages] if is_chat else []
+    is_text = contents and all(isinstance(content, str) and content.strip() for content in contents)
+    if not is_text or messages[-1].get("role") != "user":
+        raise ValueError("column problem, question or prompt needs text, or messages that end with a user's")
+    return messages
+
+
+def read_answer(row):
+    """Returns a row's answer, else reward_model.ground_truth (verl), else solution. ValueError if none."""
+    verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
+    values = (row.get("answer"), verl, row.get("solution"))
+    value = next((value for value in values if value is not None), None)
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # A single decimal in a column turns all its integers into floats.
+
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    answer = clean_answer(str(value)) if is_number or isinstance(value, str) else ""
+    if not answer.strip():
+        raise ValueError(f"column answer, reward_model.ground_truth or solution needs a value, not {value!r}")
+    return answer
+
+
+def clean_answer(text):
+    """Returns the answer in a solution: the text after ####, of that the last box, without $ around it."""
+    text = text.rpartition("####")[2]
+    boxed = last_boxed(text)
+    text = text.strip() if boxed is None else boxed
+    return text[1:-1] if re.fullmatch(r"\$[^$]+\$", text) else text
+
+
+def bare_number(text):
+    """Returns a number without thousands commas and leading zeros: 2125 for 2,125. Keeps any other text."""
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    return re.sub(r"^(-?)0+(?=\d+\Z)", r"\1", text)
+
+
+def check_answers(answers, split):
+    """Prints how many answers earn no accuracy, even as they are in a box. ValueError if none does."""
+    unreachable = [answer for answer in answers if not accuracy(rf"\boxed{{{answer}}}", answer)]
+    if len(unreachable) == len(answers):
+        raise ValueError(f"no answer of split {split} earns accuracy in a box; the first is {answers[0]!r}")
+    if unreachable:
+        count = f"{len(unreachable)} of {len(answers)} answers"
+        print(f"{split}: {count} do not earn accuracy even in a box; the first is {unreachable[0]!r}")
+
+
+def tokenize(chats, tokenizer, enable_thinking):
+    """Returns prompts as texts and as token ids. Without a chat template, each message is a line of text."""
+    if tokenizer.chat_template:
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": enable_thinking}
+        try:
+            prompts, start = tokenizer.apply_chat_template(chats, **options), []
+        except TemplateError as error:
+            raise ValueError(f"the chat template refuses the problems: {error}") from None
+    else:
+        prompts = ["".join(message["content"] + "\n" for message in chat) for chat in chats]
+        # A tokenizer's special tokens before a text belong to a prompt. Those after a text would end it.
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+        with_special = tokenizer("a")["input_ids"]
+        start = with_special[: with_special.index(plain[0])]
+    return prompts, [start + ids for ids in tokenizer(prompts, add_special_tokens=False)["input_ids"]]
+
+
+def turn_end(tokenizer):
+    """
+    Returns the id of the special token that ends a turn in the chat template, or None.
+
+    It must end responses, too. The generation settings of a base model do not list it.
+    """
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "XYZ"}]
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2]
+    first = next(iter(tokenizer(rest, add_special_tokens=False)["input_ids"]), None)
+    token = tokenizer.added_tokens_decoder.get(first)
+    return first if token is not None and token.special else None

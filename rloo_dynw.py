@@ -1,44 +1,49 @@
 # --- algorithm: docstring ---
 """
-RLOO on several objectives, with fixed or dynamic weights of their rewards: the method of "Learning to Optimize
-Multi-Objective Alignment Through Dynamic Reward Weighting" (arXiv:2509.11452).
-
-    --weighting fixed        r = w . r_vec with constant weights w, the baseline
-    --weighting hypervolume  w constant; what a step gains in validated hypervolume scales the next step (Alg. 1)
-    --weighting gradient     w follows what each objective's policy gradient has in common with the others' (Alg. 2)
-    --weighting ascent       w_k in proportion to 1 / p_k, so that what lags counts more; ours, not the paper's
+RLOO on K objectives with fixed or dynamic weights, after "Learning to Optimize Multi-Objective
+Alignment Through Dynamic Reward Weighting" (Lu et al., arXiv:2509.11452).
 
     python rloo_dynw.py --weighting gradient
 
-RLOO itself is between `# --- algorithm: ... ---` and `# --- end ---`. All the rest is the same in the three scripts.
+Each response has K rewards, r_vec. The policy maximizes their weighted sum w . r_vec. --weighting is one of:
+
+    fixed        The weights w are constant. This is the baseline.
+    hypervolume  w is constant. After each step, the validation split shows how much hypervolume the step
+                 gained. This gives the meta reward r_pareto, which scales the next step (Alg. 1, Eq. 1).
+    gradient     w_k grows with the influence I_k = <g_k, sum_j g_j>, where g_k is the policy gradient of
+                 objective k. w moves before the policy update of the same step (Alg. 2, Eq. 3).
+    nash         w_k is proportional to w0_k / p_k, where w0 are the initial weights and p is the mean
+                 performance of the step's responses. This weighting is ours, not the paper's.
+
+Shapes: K objectives, G responses to a problem, N responses in a step, B in a micro-batch, P prompt tokens
+(padded on the left), R response tokens (padded on the right), T = P + R.
+
+RLOO is between `# --- algorithm: ... ---` and `# --- end ---`. The scripts share all other lines.
 """
 # --- end ---
 
 import argparse
 import importlib
-import inspect
 import json
-import logging
 import math
 import os
 import sys
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter, strftime
 
-import datasets
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Shard
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 import rewards
@@ -46,145 +51,181 @@ from hypervolume import contribution, hypervolume
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
 ALGORITHM = Path(__file__).stem.removesuffix("_dynw")
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # torchrun's
-SHARDED = "LOCAL_RANK" in os.environ  # as under torchrun, be it with one process
-PARSER = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
-fail = PARSER.error  # the answer to bad input: one line, exit code 2
-FREE = {"resume", "steps", "eval_every", "checkpoint_every", "report_to", "model", "dataset", "micro_batch_size"}
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+SHARDED = "LOCAL_RANK" in os.environ  # Under torchrun, parameters are sharded, even with one process.
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # A checkpoint holds whole tensors.
+MAY_CHANGE = {
+    "resume",
+    "steps",
+    "eval_every",
+    "checkpoint_every",
+    "report_to",
+    "dataset",
+    "device",
+}  # on --resume
+MAY_CHANGE |= {"micro_batch_size"}
 
 
-def parse_args():
-    def flag(name, default, help, **options):
+# ---------- Arguments ----------
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
+    parser.error = fail
+
+    def flag(name, default, help, choices=None, **options):
         if default is not None:
             options = {"type": type(default), **options}
             help += f" (default: {default})".replace("%", "%%")
-        PARSER.add_argument(f"--{name}", default=default, help=help, **options)
+        parser.add_argument(f"--{name}", default=default, help=help, choices=choices, **options)
 
-    flag("weighting", "fixed", "how objectives are weighed", choices=["fixed", "hypervolume", "gradient", "ascent"])
-    flag("objectives", ["accuracy", "conciseness", "clarity"], "K names in rewards.py", nargs="+", type=str)
-    flag("weights", None, "K initial weights (default: all equal)", nargs="+", type=float)
-    flag("mu", None, "smaller moves weights faster (default: 10 learning rates)", type=float)
-    flag("min-weight", 0.0, "gradient weighting lets no weight fall below this")
-    flag("influence-scale", "unit", "length of each gradient: 1, or at most 1", choices=["unit", "clip"])
-    flag("probe-layers", [0.25, 0.75], "part of the depth that Eq. (3) sees", nargs=2, type=float)
-    flag("meta-reward-on", "advantage", "what r_pareto scales", choices=["advantage", "reward"])
-    flag("hv-scale", 100.0, "factor on the gain in hypervolume")
-    flag("hv-reference", "worst", "corner of the hypervolume", choices=["worst", "initial"])
-    flag("normalize", "sum", "the weighted sum of rewards, or each of them", choices=["sum", "each"])
+    flag("weighting", "fixed", "how rewards are weighted", ["fixed", "hypervolume", "gradient", "nash"])
+    flag(
+        "objectives",
+        ["accuracy", "conciseness", "clarity"],
+        "names of objectives in rewards.py",
+        nargs="+",
+        type=str,
+    )
+    flag("weights", None, "initial weights, which sum to 1 (default: equal)", nargs="+", type=float)
+    flag("mu", None, "the step size of the weights is lr / mu (default: 10 learning rates)", type=float)
+    flag("influence-scale", "unit", "scale each gradient to norm 1, or clip its norm", ["unit", "clip"])
+    flag(
+        "probe-layers",
+        [0.25, 0.75],
+        "decoder layers for Eq. (3), as fractions of the depth",
+        nargs=2,
+        type=float,
+    )
+    flag("meta-reward-on", "advantage", "what r_pareto scales", ["advantage", "reward"])
+    flag("hv-scale", 100.0, "factor on delta_hv in Eq. (1)")
+    flag("hv-reference", "worst", "reference point of delta_hv", ["worst", "initial"])
+    flag("normalize", "sum", "normalize the weighted sum of rewards, or each", ["sum", "each"])
     flag("model", str(TINY / "model"), "a folder, or a name on the Hub")
-    flag("dataset", str(TINY / "data"), "or a file, or math-500, math-algebra")
-    flag("prompt-suffix", None, "put after each problem (default: none, or the paper's)")
-    PARSER.add_argument("--enable-thinking", action="store_true", help="told to the chat template")
-    flag("max-prompt-tokens", 64, "longer problems are left out")
-    flag("max-new-tokens", 96, "responses are cut off here")
+    flag("dataset", str(TINY / "data"), "a folder, a file, a name on the Hub, math-500 or math-algebra")
+    flag("prompt-suffix", None, "text after each problem (default: none; for the paper's data, the paper's)")
+    parser.add_argument("--enable-thinking", action="store_true", help="passed to the chat template")
+    flag("max-prompt-tokens", 64, "leave out problems with longer prompts")
+    flag("max-new-tokens", 96, "cut off responses at this length")
     flag("device", "cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1 ...")
-    flag("seed", 1, "of sampling and of the order of problems")
-    flag("steps", 60, "of training")
-    flag("prompts-per-step", 16, "problems a step")
-    flag("num-generations", 8, "responses to each problem")
-    flag("updates-per-step", 1, "each on its share of the problems")
-    flag("micro-batch-size", 32, "responses back-propagated at once; changes no result")
-    flag("rollout-batch-size", 128, "responses generated at once, all to a problem together")
-    PARSER.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
-    flag("learning-rate", 2e-5, "of AdamW")
-    flag("lr-schedule", "constant", "polynomial: to 0", choices=["constant", "polynomial"])
-    flag("weight-decay", 0.01, "of AdamW")
-    flag("max-grad-norm", 1.0, "longer gradients are scaled down")
-    flag("clip-low", 0.2, "the ratio is clipped below 1 - this")
-    flag("clip-high", 0.2, "the ratio is clipped above 1 + this")
-    flag("clip-dual", 3.0, "bound of the ratio where A < 0")
+    flag("seed", 1, "seed of the sampling and of the order of problems")
+    flag("steps", 60, "number of training steps")
+    flag("prompts-per-step", 16, "problems per step")
+    flag("num-generations", 8, "responses per problem")
+    flag("updates-per-step", 1, "policy updates, each on its share of the problems")
+    flag("micro-batch-size", 32, "responses per backward pass; does not change results")
+    flag("rollout-batch-size", 128, "responses generated at once")
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    flag("learning-rate", 2e-5, "learning rate of AdamW")
+    flag("lr-schedule", "constant", "polynomial decays to 0", ["constant", "polynomial"])
+    flag("weight-decay", 0.01, "weight decay of AdamW")
+    flag("max-grad-norm", 1.0, "clip the gradient's norm")
+    flag("clip-low", 0.2, "clip the ratio below 1 - this")
+    flag("clip-high", 0.2, "clip the ratio above 1 + this")
+    flag("clip-dual", 3.0, "clip the ratio above this for negative advantages")
     flag("eval-every", 5, "steps between evaluations")
     flag("checkpoint-every", 0, "steps between checkpoints, 0 for none")
-    flag("output-dir", None, "the run's folder (default: runs/...)")
-    flag("resume", None, "folder of a run with a checkpoint")
-    flag("report-to", "none", "where else metrics go", choices=["none", "tensorboard", "wandb"])
-    return PARSER.parse_args()
+    flag("output-dir", None, "folder of the run (default: a new one in runs)")
+    flag("resume", None, "continue the run in this folder from its checkpoint")
+    flag("report-to", "none", "also send metrics to a tracker", ["none", "tensorboard", "wandb"])
+    return parser
 
 
-def settle(args):
-    """Completes and checks the arguments. Returns the checkpoint to go on from, or None."""
-    saved = None
-    if args.resume is not None:
-        saved = torch.load(Path(args.resume, "checkpoint.pt"), map_location="cpu", mmap=True, weights_only=True)
-        given = {word[2:].split("=")[0].replace("-", "_") for word in sys.argv if word.startswith("--")}
-        vars(args).update({name: value for name, value in saved["args"].items() if name not in given})
-        if (saved["algorithm"], saved["processes"]) != (ALGORITHM, WORLD):
-            fail(f"--resume: a run of {saved['algorithm']} in {saved['processes']} processes")
-        if given - FREE or ("steps" in given and args.lr_schedule != "constant"):
-            fail(f"--resume: all but {', '.join(sorted(FREE))} stays as it was")
-        if args.steps < saved["step"]:
-            fail(f"--steps: the run has already made {saved['step']}")
-    K, known = len(args.objectives), rewards.OBJECTIVES.keys()
-    if K < 2 or len(set(args.objectives)) < K or not known >= set(args.objectives):
-        fail(f"--objectives: give two or more of {', '.join(known)}")
-    default = strftime(f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}")
-    args.output_dir = args.resume or args.output_dir or default
-    if os.path.exists(args.output_dir) and not saved:
-        fail(f"--output-dir: {args.output_dir} exists")
+def parse_args():
+    """Returns the arguments and, with --resume, the checkpoint, whose arguments are the defaults."""
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.resume is None:
+        return check_args(args), None
+    with input_errors("--resume"):
+        checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True, weights_only=True)
+        origin = checkpoint.get("origin") or ["another program", 0]
+    if origin != [ALGORITHM, WORLD]:
+        fail(f"--resume: the checkpoint is of {origin[0]} in {origin[1]} processes, not of this run")
+
+    old_args, step = {**checkpoint["args"], "output_dir": args.resume}, checkpoint["state"]["step"]
+    parser.set_defaults(**old_args)
+    args = check_args(parser.parse_args())
+    changed = {name for name, value in vars(args).items() if value != old_args[name]}
+    if "model" in changed:
+        fail(f"--model: must stay the same; if its folder has moved, link it to {old_args['model']}")
+    if changed - MAY_CHANGE or ("steps" in changed and args.lr_schedule != "constant"):
+        fail(f"--resume: cannot change --{', --'.join(sorted(changed)).replace('_', '-')}")
+    if args.steps < step:
+        fail(f"--steps: the run has already taken {step}")
+    return args, checkpoint
+
+
+def check_args(args):
+    """Checks the arguments, and completes those that depend on others."""
+    K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
-    if not (len(args.weights) == K and min(args.weights) >= 0 and abs(sum(args.weights) - 1) < 1e-6):
+    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
+    folder = strftime(f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}")
+    args.output_dir = args.output_dir or folder
+    if os.path.isdir(args.model):  # A run may be resumed from another folder.
+        args.model = os.path.abspath(args.model)
+
+    positive = {"mu", "max_new_tokens", "prompts_per_step", "updates_per_step", "eval_every"}
+    positive |= {"micro_batch_size", "rollout_batch_size"}
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)) and not 0 <= value < 2**32 or name in positive and value == 0:
+            fail(f"--{name.replace('_', '-')}: {value} is out of range")
+    if K < 2 or len(set(args.objectives)) < K or not rewards.OBJECTIVES.keys() >= set(args.objectives):
+        fail(f"--objectives: give two or more of {', '.join(rewards.OBJECTIVES)}")
+    if len(args.weights) != K or not min(args.weights) >= 0 or not abs(sum(args.weights) - 1) < 1e-6:
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
-        fail("--influence-scale unit: of two objectives both influences are 1 + cos; give clip and a smaller --mu")
+        fail("--influence-scale unit: two objectives have equal influences; give clip and a smaller --mu")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
-        fail("--probe-layers: two shares, in order")
-    least = {"num_generations": 2, "clip_dual": 1.001, "mu": 1e-99, "eval_every": 1, "updates_per_step": 1}
-    least |= dict.fromkeys(["max_new_tokens", "prompts_per_step", "micro_batch_size", "rollout_batch_size"], 1)
-    most = {"min_weight": 1 / K}
-    for name, value in vars(args).items():
-        if type(value) in (int, float) and not least.get(name, 0) <= value <= most.get(name, 2**32):
-            fail(f"--{name.replace('_', '-')}: {value} is out of range")
-    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
+        fail("--probe-layers: give two fractions in order")
+    if args.num_generations < 2 or args.clip_dual <= 1:
+        fail("--num-generations must be at least 2, and --clip-dual above 1")
     if args.prompts_per_step % (args.updates_per_step * WORLD):
-        fail("--prompts-per-step: must be a multiple of --updates-per-step times the processes")
-    return saved
+        fail("--prompts-per-step: give a multiple of --updates-per-step times the processes")
+    if os.path.exists(args.output_dir) and args.resume is None:
+        fail(f"--output-dir: {args.output_dir} exists")
+    return args
 
 
-def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
-    """
-    A causal language model, its tokenizer, and the sampling settings it came with. These are set aside, and dropout is
-    off, so that what samples is what is scored. Its generation_config.eos_token_id is a list of all ids that end.
-    """
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    model, loaded = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    if sharded:  # FSDP2
-        mesh = DeviceMesh.from_group(dist.group.WORLD, device.split(":")[0])
-        for module in [*decoder_layers(model), model]:
-            fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    model = model.to(device).eval()
-    settings, own = model.generation_config, model.generation_config.eos_token_id
-    end_ids = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id, rewards.turn_end(tokenizer)}
-    end_ids, rows = sorted(end_ids - {None}), model.get_input_embeddings().num_embeddings
-    if loaded["missing_keys"] or not end_ids:
-        fail(f"--model lacks {', '.join(sorted(loaded['missing_keys'])) or 'a token that ends a response'}")
-    pad_id = tokenizer.pad_token_id  # any id will do, since pads are masked, but for one that the embedding lacks
-    pad_id = end_ids[0] if pad_id is None or pad_id >= rows else pad_id
-    model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
-    return model, tokenizer, settings
+def fail(message):
+    """Reports wrong input: one line, from one process per machine, and exit code 2."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
-def decoder_layers(model):
-    """The list of the model's decoder layers."""
-    count = model.config.get_text_config().num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+@contextmanager
+def input_errors(flag, kinds=Exception):
+    """Reports what a library raises as it reads or writes the user's files."""
+    try:
+        yield
+    except kinds as error:
+        fail(f"{flag}: {' '.join(str(error.__cause__ or error).split()) or repr(error)}")
 
 
-def clock():
-    """Seconds, once the GPU has done what it was told: it is told ahead of time."""
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return perf_counter()
+# ---------- Processes: each has a share of the problems and of every parameter ----------
 
 
-def problems_of_step(problems, step, size, seed):
-    """The `size` problems of `step` (from 1). Every epoch goes through all of them, in an order of its own."""
-    n, places, orders = len(problems), range((step - 1) * size, step * size), {}
-    for epoch in {place // n for place in places}:
-        orders[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
-    return [problems[orders[place // n][place % n]] for place in places]
+def start_process(args):
+    """Joins the other processes, sets the seed, and returns the device of this process."""
+    device, is_cuda = args.device, args.device.startswith("cuda")
+    if SHARDED:
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
+        dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
+        sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
+    with input_errors("--device"):
+        torch.empty(0, device=device).tolist()
+    if is_cuda:
+        torch.cuda.set_device(torch.device(device).index or 0)
+        # cuDNN's attention plans anew for each shape, and can give NaN gradients (pytorch/pytorch#196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.manual_seed(args.seed * WORLD + RANK)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return device
 
 
-# Several processes: each has a share of the problems and of every parameter.
 def summed(x):
     """The sum of a tensor over all processes, in place."""
     if SHARDED:
@@ -200,59 +241,130 @@ def gathered(items):
     return sum(lists, [])
 
 
-# Rollouts: N of T tokens, P of the prompt, padded on the left, and R of the response, padded on the right.
+def clock():
+    """Seconds, after the GPU has finished its work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+# ---------- Model ----------
+
+
+def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
+    """
+    Returns a causal language model, its tokenizer, and the generation settings that it came with.
+
+    They are replaced, and dropout is off, so that responses are sampled from the distribution that is scored.
+    """
+    with input_errors("--model"):
+        tokenizer, auto = transformers.AutoTokenizer.from_pretrained(name), transformers.AutoModelForCausalLM
+        model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        turn_end = rewards.turn_end(tokenizer)
+    if sharded:  # FSDP2
+        mesh = DeviceMesh.from_group(dist.group.WORLD, device.split(":")[0])
+        for module in [*decoder_layers(model), model]:
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    model = model.to(device).eval()
+    settings, pad_id = model.generation_config, tokenizer.pad_token_id
+    end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    end_ids = sorted({*end_ids, tokenizer.eos_token_id, turn_end} - {None})
+    if info["missing_keys"] or not end_ids:
+        fail(f"--model: lacks {', '.join(sorted(info['missing_keys'])) or 'a token that ends a response'}")
+    if pad_id is None or pad_id >= model.get_input_embeddings().num_embeddings:
+        pad_id = end_ids[0]  # Padding is masked: any token will do.
+    model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
+    return model, tokenizer, settings
+
+
+def decoder_layers(model):
+    count = model.config.get_text_config().num_hidden_layers
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+
+
+def check_model(model, data, args):
+    """Checks that the model has a position and an embedding for each token, and finite weights."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+    if args.max_prompt_tokens + args.max_new_tokens > positions:
+        fail(f"--model: has {positions} positions, less than --max-prompt-tokens + --max-new-tokens")
+    size = model.get_input_embeddings().num_embeddings
+    if max(id for problems in data.values() for p in problems for id in p["prompt_ids"]) >= size:
+        fail(f"--model: its tokenizer makes tokens beyond the {size} that it has")
+    if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
+        fail("--model: some of its weights are not finite")
+    if min(map(len, data.values())) < WORLD:
+        fail("--dataset: a split has fewer problems than there are processes")
+
+
+def copy_weights(policy, actor):
+    if actor is not policy:
+        for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
+            target.data.copy_(source.data.full_tensor() if SHARDED else source.data)
+
+
+# ---------- Rollouts ----------
+
+
 @torch.no_grad()
 def respond(model, ids, attention, limit, sample):
     """
-    Responses (B, R) of at most `limit` tokens to prompts (B, P), sampled from the model's own distribution or greedy.
+    Responses (B, limit) to prompts (B, P), sampled from the model's own distribution, or greedy.
 
-    In up to six segments, after each of which rows that have ended leave the batch and its cache, since lengths differ.
+    They come in up to six segments, after each of which finished rows leave the batch and its cache.
     """
-    going, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
-    ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
-    found = ids.new_full((len(ids), limit), model.generation_config.pad_token_id)
-    cache = transformers.DynamicCache(config=model.config)
+    rows, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
+    end_ids = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
+    responses = ids.new_full((len(ids), limit), model.generation_config.pad_token_id)
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    key = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"  # older transformers
-    options |= {"do_sample": sample, key: cache}
+    options |= {"do_sample": sample, "cache": transformers.DynamicCache(config=model.config)}
     for start in range(0, limit, size):
-        ids = model.generate(ids, attention_mask=attention, max_new_tokens=min(size, limit - start), **options)
-        new = ids[:, P + start :]
-        found[going, start : start + new.shape[1]] = new
-        left = ~torch.isin(new, ends).any(1)
-        if not left.any() or start + size >= limit:
+        ids = model.generate(
+            ids, attention_mask=attention, max_new_tokens=min(size, limit - start), **options
+        )
+        tokens = ids[:, P + start :]
+        responses[rows, start : start + tokens.shape[1]] = tokens
+        unfinished = ~torch.isin(tokens, end_ids).any(1)
+        if not unfinished.any() or start + size >= limit:
             break
-        going, ids, attention = going[left], ids[left], nn.functional.pad(attention, (0, size), value=1)[left]
-        cache.batch_select_indices(left)
-    return found
+        rows, ids = rows[unfinished], ids[unfinished]
+        attention = nn.functional.pad(attention, (0, size), value=1)[unfinished]
+        options["cache"].batch_select_indices(unfinished)
+    return responses
 
 
 def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     """
-    G responses to each prompt (a list of token ids): texts (N), and tensors ids and attention (N, T), mask of the
-    responses (N, R), lengths and cut_off (N,).
+    G responses to each prompt (a list of token ids): texts (N), ids and attention (N, T), mask (N, R) of the
+    response tokens, lengths and cut_off (N,).
     """
-    settings, size = model.generation_config, max(1, batch_size // G) * G
-    prompts = [torch.tensor(p, device=model.device) for p in prompts for _ in range(G)]
-    ids = pad_sequence(prompts, True, settings.pad_token_id, "left")  # (N, P)
-    attention = pad_sequence([torch.ones_like(p) for p in prompts], True, 0, "left")
+    config, size = model.generation_config, max(1, batch_size // G) * G
+    prompts = [torch.tensor(prompt, device=model.device) for prompt in prompts for _ in range(G)]
+    ids = pad_sequence(prompts, True, config.pad_token_id, "left")  # (N, P)
+    attention = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left")
     parts = zip(ids.split(size), attention.split(size))
-    new = torch.cat([respond(model, *part, limit, sample) for part in parts])
-    # From the ids: a mask from pads would drop the end where both are one token.
-    is_end = torch.isin(new, torch.tensor(settings.eos_token_id, device=new.device))
-    mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end
-    texts = tokenizer.batch_decode([row[m] for row, m in zip(new, mask)], skip_special_tokens=True)
+    responses = torch.cat([respond(model, *part, limit, sample) for part in parts])
+
+    # The mask comes from end tokens. From pad tokens, it would drop an end token that is also the pad token.
+    is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
+    mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
+    texts = tokenizer.batch_decode([row[m] for row, m in zip(responses, mask)], skip_special_tokens=True)
     lengths, cut_off = mask.sum(1), ~is_end.any(1)
-    new, mask = new[:, : lengths.max()], mask[:, : lengths.max()]
-    ids, attention = torch.cat([ids, new], 1), torch.cat([attention, mask.long()], 1)
-    return {"texts": texts, "ids": ids, "attention": attention, "mask": mask, "lengths": lengths, "cut_off": cut_off}
+    responses, mask = responses[:, : lengths.max()], mask[:, : lengths.max()]  # (N, R)
+    batch = {
+        "ids": torch.cat([ids, responses], 1),
+        "attention": torch.cat([attention, mask.long()], 1),
+    }  # (N, T)
+    return {**batch, "texts": texts, "mask": mask, "lengths": lengths, "cut_off": cut_off}
+
+
+# ---------- Log-probabilities ----------
 
 
 def micro_batch(batch, rows):
     """The `rows` of a batch, without the padding that all of them share."""
     first, R = batch["attention"][rows].argmax(1).min(), batch["lengths"][rows].max()
-    part = slice(first, batch["ids"].shape[1] - batch["mask"].shape[1] + R)
-    ids, attention = batch["ids"][rows, part], batch["attention"][rows, part]
+    columns = slice(first, batch["ids"].shape[1] - batch["mask"].shape[1] + R)
+    ids, attention = batch["ids"][rows, columns], batch["attention"][rows, columns]
     return {"ids": ids, "attention": attention, "mask": batch["mask"][rows, :R]}
 
 
@@ -262,41 +374,86 @@ def chosen_logprobs(logits, tokens):
 
 
 def token_logprobs(model, batch):
-    """Log-probabilities (N, R) of the sampled tokens, at temperature 1."""
+    """Log-probabilities (B, R) of the response tokens, at temperature 1."""
     ids, attention, R = batch["ids"], batch["attention"], batch["mask"].shape[1]
-    positions = (attention.cumsum(1) - 1).clamp(min=0)  # (N, T)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)  # (B, T)
     inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
-    # Its cache would keep a bfloat16 copy of weights that sharding has let go.
+    # The cache of autocast would keep copies of weights that sharding has freed.
     with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, cache_enabled=False):
-        logits = model(**inputs, logits_to_keep=R + 1).logits  # (N, R + 1, V), of the next tokens
-    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # (N, R + 1)
-    # In float32, all logits may not fit: 256 MB at a time, made again on the way back.
+        logits = model(**inputs, logits_to_keep=R + 1).logits  # (B, R + 1, V), of the next tokens
+    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # (B, R + 1)
+    # In float32, all logits may not fit in memory: take 256 MB at a time, recomputed in the backward pass.
     size = max(1, 2**26 // logits.shape[-1])
     chunks = zip(logits.flatten(0, 1).split(size), tokens.flatten().split(size))
-    logprobs = [checkpoint(chosen_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
+    logprobs = [recompute(chosen_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(logprobs).view(-1, R + 1)[:, :-1]
+
+
+# ---------- Advantage and loss ----------
 
 
 # --- algorithm: advantage ---
 def advantage(reward, lengths, args):
-    """RLOO: how far a response is above the mean of the others in its group. (..., N) -> (..., N)."""
+    """RLOO: a reward's distance from the mean of the others in its group. (..., N)"""
     G = args.num_generations
-    groups = reward.unflatten(-1, (-1, G))  # (..., prompts, G)
+    groups = reward.unflatten(-1, (-1, G))  # (..., problems, G)
     return (G / (G - 1) * (groups - groups.mean(-1, keepdim=True))).flatten(-2)
 
 
 # --- end ---
-def policy_loss(logprobs, old, A, clip_low, clip_high, clip_dual):
-    """PPO's clipped surrogate (N, R), dual-clipped (arXiv:1912.09729), and where it is clipped. A: (N,)."""
+def policy_loss(logprobs, old_logprobs, A, clip_low, clip_high, clip_dual):
+    """PPO's loss (B, R), clipped twice (arXiv:1912.09729), and where it is clipped. A: (B,)"""
     A = A[:, None]
-    ratio = (logprobs - old).clamp(-20, 20).exp()
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
     unclipped, clipped = -A * ratio, -A * ratio.clamp(1 - clip_low, 1 + clip_high)
     loss = torch.maximum(unclipped, clipped)
     return torch.where(A < 0, torch.minimum(loss, -A * clip_dual), loss), clipped > unclipped
 
 
-def probed_maps(model, start, end):
-    """The decoder layers between two shares of the depth, and their linear maps, which are what Eq. (3) sees."""
+# ---------- The equations of the weightings ----------
+
+
+def meta_reward(delta_hv, scale):
+    """The meta reward r_pareto, in [0.5, 2], of a gain in hypervolume."""
+    return 0.5 + 1.5 * math.tanh(scale * delta_hv)  # Eq. (1), arXiv:2509.11452
+
+
+def influences(gram, weights, scale):
+    """
+    The influences I_k = <g_k, sum_j g_j>, (K,), from the inner products (K, K) of the gradients g_k.
+
+    scale: "unit" scales each g_k to norm 1, "clip" only if its norm is above 1. weights: (K,). The sum skips
+    objectives with zero weight.
+    """
+    norms = gram.diagonal().sqrt().clamp(min=1.0 if scale == "clip" else 0.0)
+    # Skip numerically zero gradients: scaled to norm 1, they would be noise.
+    factors = torch.where(norms > 1e-6 * norms.max(), 1 / norms, 0.0)
+    return (gram * factors[:, None] * (factors * (weights > 0))).sum(1)  # Eq. (3), arXiv:2509.11452
+
+
+def update_weights(weights, influence, lr, mu):
+    """The next weights, w_k exp(lr I_k / mu) / Z. weights, influence: (K,) -> (K,)"""
+    weights = torch.softmax(weights.log() + lr * influence / mu, 0)  # Eq. (3), arXiv:2509.11452
+    return weights / weights.sum()  # A softmax sums to 1 only up to rounding.
+
+
+def nash_weights(initial, performance):
+    """
+    The weights (w0_k / p_k) / Z: the gradient of the Nash social welfare sum_k w0_k log p_k (proportional
+    fairness). initial, performance: (K,) -> (K,). A performance below 0.02 counts as 0.02.
+
+    w is not exactly that gradient where a reward is not the performance: the reward of conciseness compares
+    a length with a moving mean, but its performance is 1 - length / limit.
+    """
+    weights = initial / performance.clamp(min=0.02)
+    return weights / weights.sum()
+
+
+# ---------- The gradients in Eq. (3) ----------
+
+
+def probed_layers(model, start, end):
+    """The decoder layers between two fractions of the depth, and their linear maps."""
     layers = decoder_layers(model)
     first = int(start * len(layers))
     layers = layers[first : max(first + 1, int(end * len(layers)))]
@@ -309,29 +466,30 @@ def probed_maps(model, start, end):
 
 def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
     """
-    Inner products (K, K) of the K objectives' policy gradients over the `probed` maps, and the log-probabilities (N, R)
-    found on the way. A_k: (K, N). micros: the rows of each micro-batch.
+    Inner products (K, K) of the objectives' policy gradients over the `probed` linear maps, and the log-
+    probabilities (N, R) of the response tokens. A_k: advantages (K, N). micros: the rows of each micro-batch.
 
-    Sequences do not mix in the network, and a backward pass is linear in what it is given. So one, from the sum of the
-    log-likelihoods, serves all objectives: if it brings delta_i (T, out) to the output of a linear map with the input
-    x_i (T, in), the map's gradients are, but for the sign, g_k = sum_i A_ki delta_i^T x_i.
+    One backward pass, from the sum of all log-likelihoods, serves all K objectives. Responses do not mix in
+    the network, so the gradient delta_i (T, out) at the output of a linear map belongs to response i alone.
+    With the map's input x_i (T, in), objective k has the gradient g_k = sum_i A_ki delta_i^T x_i, up to a
+    common sign.
     """
     (layers, linears), gradients = probed, {}
     mesh = DeviceMesh.from_group(dist.group.WORLD, A_k.device.type) if SHARDED else None
-    old = A_k.new_zeros(batch["mask"].shape)
+    old_logprobs = A_k.new_zeros(batch["mask"].shape)
 
     def watch(A, linear, inputs, output):  # A: (K, B)
         def receive(delta):
             delta = delta.reshape(A.shape[1], -1, delta.shape[-1])  # (B, T, out)
             x = inputs[0].detach().to(delta.dtype).reshape(A.shape[1], -1, inputs[0].shape[-1])  # (B, T, in)
             g = A @ (delta.transpose(1, 2) @ x).flatten(1).to(A.dtype)  # (K, out * in)
-            if SHARDED:  # each process keeps its columns of the sum
+            if SHARDED:  # Each process keeps its columns of the sum.
                 g = DTensor.from_local(g, mesh, [Partial()]).redistribute(mesh, [Shard(1)]).to_local()
             gradients[linear] = gradients.get(linear, 0) + g
 
         output.register_hook(receive)
 
-    # Nothing below the lowest probed layer is back-propagated.
+    # The backward pass stops at the input of the first probed layer.
     entry = layers[0].register_forward_pre_hook(lambda _, inputs: (inputs[0].requires_grad_(), *inputs[1:]))
     model.requires_grad_(False)
     for rows in micros:
@@ -339,30 +497,32 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
         micro = micro_batch(batch, rows)
         logprobs = token_logprobs(model, micro)  # (B, R)
         ((logprobs * micro["mask"]).sum() / num_tokens).backward()
-        old[rows, : logprobs.shape[1]] = logprobs.detach()
+        old_logprobs[rows, : logprobs.shape[1]] = logprobs.detach()
         for hook in hooks:
             hook.remove()
     entry.remove()
     model.requires_grad_(True)
-    return summed(sum((g @ g.T).double() for g in gradients.values())), old
+    return summed(sum((g @ g.T).double() for g in gradients.values())), old_logprobs
 
 
-def evaluate(model, tokenizer, names, limit, batch_size, problems, prefix, step):
-    """
-    Greedy responses to `problems`: metrics, the point p (K floats) of their mean performance, and a dictionary each.
-    That is the reward, but for conciseness 1 - length / limit: a running mean does not compare models.
-    """
-    own = problems[len(problems) * RANK // WORLD : len(problems) * (RANK + 1) // WORLD]
-    batch = rollout(model, tokenizer, [p["prompt_ids"] for p in own], 1, limit, batch_size, sample=False)
-    lengths, mean_length = batch["lengths"].tolist(), summed(batch["lengths"].sum()).item() / len(problems)
-    scores = rewards.score(names, batch["texts"], own, lengths, mean_length, step)
+# ---------- Evaluation ----------
+
+
+def evaluate(model, tokenizer, data, split, step, args):
+    """Greedy responses to a split: metrics, the point p (K floats) of mean performance, and all samples."""
+    names, limit, n = args.objectives, args.max_new_tokens, len(data[split])
+    problems = data[split][n * RANK // WORLD : n * (RANK + 1) // WORLD]
+    prompts = [problem["prompt_ids"] for problem in problems]
+    batch = rollout(model, tokenizer, prompts, 1, limit, args.rollout_batch_size, sample=False)
+    lengths, mean_length = batch["lengths"].tolist(), summed(batch["lengths"].sum()).item() / n
+    scores = rewards.score(names, batch["texts"], problems, lengths, mean_length, step, split)
     samples = []
-    for p, text, length, cut_off, score in zip(own, batch["texts"], lengths, batch["cut_off"].tolist(), scores):
-        said = {"prompt": p["prompt"], "response": text, "answer": p["answer"], "length": length, "cut_off": cut_off}
-        samples.append({**said, "performance": dict(zip(names, score))})
-        if "conciseness" in names:
-            samples[-1]["performance"]["conciseness"] = 1 - length / limit
-    samples = gathered(samples)
+    for i, problem in enumerate(problems):
+        sample = {"prompt": problem["prompt"], "response": batch["texts"][i], "answer": problem["answer"]}
+        sample |= {"length": lengths[i], "cut_off": batch["cut_off"][i].item()}
+        performance = rewards.performance(names, scores[i], lengths[i], limit)
+        samples.append({**sample, "performance": dict(zip(names, performance))})
+    samples, prefix = gathered(samples), {"test": "eval", "validation": "val"}[split]
     point = [float(np.mean([s["performance"][name] for s in samples])) for name in names]
     metrics = {f"{prefix}/performance/{name}": value for name, value in zip(names, point)}
     metrics[f"{prefix}/completions/mean_length"] = float(np.mean([s["length"] for s in samples]))
@@ -370,235 +530,249 @@ def evaluate(model, tokenizer, names, limit, batch_size, problems, prefix, step)
     return metrics, point, samples
 
 
-def main():
-    args = parse_args()
-    device, is_cuda = args.device, args.device.startswith("cuda")
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    logging.disable()  # what goes wrong is said below
-    what = args.resume
-    try:
-        saved, what = settle(args), args.device
-        if SHARDED:
-            device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
-            dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
-            sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
-        torch.empty(0, device=device).tolist()  # it must be there, and hold values, as "meta" does not
-        if is_cuda:
-            torch.cuda.set_device(torch.device(device).index or 0)
-            # cuDNN's attention plans anew for each shape, and can give NaN gradients (pytorch/pytorch#196678).
-            torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.manual_seed(args.seed * WORLD + RANK)
-        what = args.model
-        policy, tokenizer, own_settings = load_model(args.model, device)
-        actor = policy  # what generates: a copy, where the policy is sharded or has twice the precision
-        if SHARDED or is_cuda:
-            actor = load_model(args.model, device, torch.bfloat16 if is_cuda else torch.float32, sharded=False)[0]
-        longest = getattr(policy.config.get_text_config(), "max_position_embeddings", math.inf)
-        if args.max_prompt_tokens + args.max_new_tokens > longest:
-            fail(f"--model: has {longest} positions, less than --max-prompt-tokens + --max-new-tokens")
-        probed = probed_maps(policy, *args.probe_layers) if args.weighting == "gradient" else None
-        what, splits = args.dataset, ["train", "test"]
-        splits += ["validation"] if args.weighting == "hypervolume" else []
-        limits = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
-        problems = rewards.read_problems(args.dataset, splits, tokenizer, *limits)
-        if min(map(len, problems.values())) < WORLD:
-            fail("--dataset: a split has fewer problems than there are processes")
-        rows = policy.get_input_embeddings().num_embeddings
-        if max(id for split in problems.values() for p in split for id in p["prompt_ids"]) >= rows:
-            fail(f"--model: its tokenizer makes tokens beyond the {rows} that it has")
-        if not torch.stack([p.isfinite().all() for p in actor.parameters()]).all():
-            fail("--model: some of its weights are not finite")
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": is_cuda}  # fused: less memory
-        optimizer = torch.optim.AdamW(policy.parameters(), **options)
-        # What a run carries on. buffer, tested: points on the two splits
-        start, metrics, buffer, tested, total_length = 0, {}, [], [], 0
-        w, r_pareto, random = torch.tensor(args.weights, dtype=torch.float64), 1.0, torch.cuda if is_cuda else torch
-        if saved:
-            what = args.resume
-            states = {"model_state_dict": saved["policy"], "optim_state_dict": saved["optimizer"]}
-            set_state_dict(policy, optimizer, **states, options=whole)
-            carried = ("step", "metrics", "buffer", "tested", "total_length", "w", "r_pareto")
-            start, metrics, buffer, tested, total_length, w, r_pareto = (saved[name] for name in carried)
-            random.set_rng_state(saved["rng"][RANK])
-        w, worst = w.to(device), [0.0] * len(args.objectives)  # no reward, full length
-        what = args.report_to
-        if what != "none":
-            reporter = importlib.import_module({"tensorboard": "torch.utils.tensorboard"}.get(what, what))
-        what = folder = Path(args.output_dir)
-        if RANK == 0:
-            folder.mkdir(parents=True, exist_ok=bool(saved))
-            config = {"algorithm": ALGORITHM, "torch": torch.__version__, **vars(args)}
-            (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
-            with open(folder / "metrics.jsonl", "a+b") as file:  # less what came after the checkpoint
-                file.seek(0)
-                file.truncate(sum(len(file.readline()) for _ in range(start)))
-            if args.report_to == "tensorboard":
-                reporter = reporter.SummaryWriter(folder, purge_step=start)
-            elif args.report_to == "wandb":
-                reporter = reporter.init(project="dynw", config=config, dir=folder)
-    except Exception as error:
-        fail(f"{what}: {' '.join((str(error.__cause__ or error) or repr(error)).split())}")
-    logging.disable(logging.NOTSET)
-    if args.gradient_checkpointing:
-        for layer in decoder_layers(policy):  # the model's own way needs training mode, so dropout
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    names, G, U = args.objectives, args.num_generations, args.updates_per_step
-    evaluate_on = partial(evaluate, actor, tokenizer, names, args.max_new_tokens, args.rollout_batch_size)
-    bar = tqdm(initial=start, total=args.steps, desc=args.weighting, disable=RANK > 0)
-    for step in range(start, args.steps + 1):  # 1 to 3 end this step, 4 to 10 make the next
-        # 1. The checkpoint, from which a run is resumed here, and the weights of what generates
-        if args.checkpoint_every and step % args.checkpoint_every == 0 and step > 0:
-            weights, moments = get_state_dict(policy, optimizer, options=whole)
-            state = {"algorithm": ALGORITHM, "processes": WORLD, "args": vars(args), "policy": weights}
-            state |= {"optimizer": moments, "rng": gathered([random.get_rng_state()]), "r_pareto": r_pareto}
-            state |= dict(step=step, metrics=metrics, buffer=buffer, tested=tested, total_length=total_length, w=w)
-            if RANK == 0:  # all or nothing
-                try:
-                    torch.save(state, folder / "checkpoint.tmp")
-                except RuntimeError as error:  # what torch makes of a full disk
-                    raise OSError(f"{folder / 'checkpoint.tmp'} cannot be written (a full disk?)") from error
-                os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")
-        if actor is not policy:
-            for source, target in zip(policy.parameters(), actor.parameters(), strict=True):
-                target.data.copy_(source.data.full_tensor() if SHARDED else source.data)
-        # 2. Hypervolume-guided weighting, Alg. 1: what a step gained on the validation split scales the next
-        started = clock()
-        if args.weighting == "hypervolume":
-            values, point, _ = evaluate_on(problems["validation"], "val", step)
-            metrics |= values
-            if step > 0:
-                corner = buffer[0] if args.hv_reference == "initial" else worst
-                delta_hv = contribution(point, buffer, corner)
-                r_pareto = 0.5 + 1.5 * math.tanh(args.hv_scale * delta_hv)  # Eq. (1), arXiv:2509.11452
-                metrics["delta_hv"] = delta_hv
-            buffer = [*buffer, point]
-        metrics["time/validate"] = clock() - started
-        # 3. Test and log
-        if step % args.eval_every == 0 or step == args.steps:
-            values, point, samples = evaluate_on(problems["test"], "eval", step)
-            tested = [*tested, point]
-            metrics |= {**values, "eval/hypervolume": hypervolume(tested, worst)}
-            if RANK == 0:
+def finish_step(metrics, actor, tokenizer, data, state, log, args):
+    """Evaluates the policy after state["step"], sets the meta reward of the next step (Alg. 1), and logs."""
+    step, worst, began = state["step"], [0.0] * len(args.objectives), clock()
+    if args.weighting == "hypervolume":
+        values, point, _ = evaluate(actor, tokenizer, data, "validation", step, args)
+        metrics |= values
+        if step > 0:
+            corner = state["buffer"][0] if args.hv_reference == "initial" else worst
+            metrics["delta_hv"] = contribution(point, state["buffer"], corner)
+            state["r_pareto"] = meta_reward(metrics["delta_hv"], args.hv_scale)  # Eq. (1)
+        state["buffer"] = [*state["buffer"], point]
+    metrics["time/validate"] = clock() - began
+
+    is_due, samples = step % args.eval_every == 0, None
+    if is_due or step == args.steps:
+        values, point, samples = evaluate(actor, tokenizer, data, "test", step, args)
+        tested = [*state["tested"], point]
+        metrics |= {**values, "eval/hypervolume": hypervolume(tested, worst)}
+        if is_due:  # A resumed, longer run has no evaluation at the last step of the shorter one.
+            state["tested"] = tested
+    if RANK == 0:
+        log(metrics, step, samples)
+
+
+# ---------- Log and checkpoints ----------
+
+
+def open_log(args, step):
+    """Makes the run's folder, or drops the metrics after `step`. Returns log(metrics, step, samples)."""
+    folder, config = Path(args.output_dir), {"algorithm": ALGORITHM, "torch": torch.__version__, **vars(args)}
+    path = folder / "metrics.jsonl"
+    with input_errors("--report-to"):
+        package = {"none": "json", "tensorboard": "torch.utils.tensorboard"}.get(
+            args.report_to, args.report_to
+        )
+        tracker = importlib.import_module(package)
+    with input_errors("--output-dir"):
+        folder.mkdir(parents=True, exist_ok=args.resume is not None)
+        (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
+        lines = path.read_text().splitlines(keepends=True)[: step + 1] if args.resume else []
+        if lines and step % args.eval_every and step < args.steps:  # See finish_step.
+            metrics = {name: value for name, value in json.loads(lines[-1]).items() if name[:5] != "eval/"}
+            lines[-1] = json.dumps(metrics) + "\n"
+        path.write_text("".join(lines))
+    if args.report_to == "tensorboard":
+        writer = tracker.SummaryWriter(folder, purge_step=step + 1)
+    elif args.report_to == "wandb":
+        run = tracker.init(project="dynw", config=config, dir=folder)
+
+    def log(metrics, step, samples):
+        line = {
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
+        }  # JSON has no NaN.
+        with input_errors("--output-dir"):
+            with open(path, "a") as file:
+                file.write(json.dumps({"step": step, **line}) + "\n")
+            if samples:
                 lines = [json.dumps(sample) + "\n" for sample in samples]
                 (folder / "completions.jsonl").write_text("".join(lines))
-        if RANK == 0:
-            with open(folder / "metrics.jsonl", "a") as file:  # JSON has no NaN
-                line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-                file.write(json.dumps({"step": step, **line}) + "\n")
-            if args.report_to == "tensorboard":
-                for name, value in metrics.items():
-                    reporter.add_scalar(name, value, step)
-                reporter.flush()
-            elif args.report_to == "wandb":
-                reporter.log(metrics, step=step)
-        if step == args.steps:
-            break
-        # 4. Rollouts of the next step: G responses to each problem
+        if args.report_to == "tensorboard":
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+        elif args.report_to == "wandb":
+            run.log(metrics, step=step)
+
+    return log
+
+
+def save_checkpoint(policy, optimizer, state, args):
+    """Writes checkpoint.pt, one dictionary. The previous one stays until the new one is whole."""
+    weights, moments = get_state_dict(policy, optimizer, options=WHOLE)
+    random = torch.cuda if policy.device.type == "cuda" else torch
+    checkpoint = {"origin": [ALGORITHM, WORLD], "args": vars(args), "state": state}
+    checkpoint |= {"policy": weights, "optimizer": moments, "rng": gathered([random.get_rng_state()])}
+    path = Path(args.output_dir, "checkpoint.pt")
+    if RANK == 0:
+        with input_errors("--output-dir"):
+            torch.save(checkpoint, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+
+
+def load_checkpoint(checkpoint, policy, optimizer, args):
+    """Sets policy, optimizer and random numbers, and returns the state."""
+    weights, moments = checkpoint["policy"], checkpoint["optimizer"]
+    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments, options=WHOLE)
+    kind = policy.device.type
+    if checkpoint["args"]["device"].startswith(kind):  # CPU and CUDA have random states of their own.
+        (torch.cuda if kind == "cuda" else torch).set_rng_state(checkpoint["rng"][RANK])
+    return checkpoint["state"]
+
+
+# ---------- The main loop ----------
+
+
+def main():
+    args, checkpoint = parse_args()
+    device = start_process(args)
+    names, G, U = args.objectives, args.num_generations, args.updates_per_step
+    size = args.prompts_per_step * G  # responses in a step, over all processes
+
+    # The policy is trained. The actor generates: a copy where the policy is sharded, in bfloat16 on CUDA.
+    policy, tokenizer, settings = load_model(args.model, device)
+    actor, is_cuda = policy, policy.device.type == "cuda"
+    if SHARDED or is_cuda:
+        actor = load_model(args.model, device, torch.bfloat16 if is_cuda else torch.float32, sharded=False)[0]
+    probed = probed_layers(policy, *args.probe_layers) if args.weighting == "gradient" else None
+    with input_errors("--dataset", ValueError):
+        splits = ["train", "test", "validation"][: 3 if args.weighting == "hypervolume" else 2]
+        limits = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
+        data = rewards.read_problems(args.dataset, splits, tokenizer, *limits)
+    check_model(policy, data, args)
+    options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": is_cuda}
+    optimizer = torch.optim.AdamW(policy.parameters(), **options)
+
+    # The state that a checkpoint carries, beside policy, optimizer and random numbers.
+    w0 = torch.tensor(args.weights, dtype=torch.float64)
+    state = {"step": 0, "weights": w0, "r_pareto": 1.0, "num_tokens": 0, "buffer": [], "tested": []}
+    if checkpoint:
+        state = load_checkpoint(checkpoint, policy, optimizer, args)
+    copy_weights(policy, actor)
+    log = open_log(args, state["step"])
+    if args.gradient_checkpointing:
+        for layer in decoder_layers(policy):  # The model's own way needs training mode, and so dropout.
+            layer.forward = partial(recompute, layer.forward, use_reentrant=False)
+    if not checkpoint:  # Step 0 is the initial model.
+        finish_step({}, actor, tokenizer, data, state, log, args)
+
+    bar = tqdm(initial=state["step"], total=args.steps, desc=args.weighting, disable=RANK > 0)
+    for step in range(state["step"] + 1, args.steps + 1):
+        # 1. Rollouts: G responses to each problem of this step.
         times = [clock()]
-        asked = problems_of_step(problems["train"], step + 1, args.prompts_per_step, args.seed)[RANK::WORLD]
-        prompts = [p["prompt_ids"] for p in asked]
+        problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)[
+            RANK::WORLD
+        ]
+        prompts = [problem["prompt_ids"] for problem in problems]
         batch = rollout(actor, tokenizer, prompts, G, args.max_new_tokens, args.rollout_batch_size)
-        times.append(clock())
-        # 5. Rewards, in float64: over a spread of 0, rounding errors would be advantages
         lengths = batch["lengths"]  # (N,)
         num_tokens = summed(lengths.sum())
-        total_length += num_tokens.item()
-        mean_length = total_length / ((step + 1) * args.prompts_per_step * G)
-        asked = [p for p in asked for _ in range(G)]
-        r_vec = rewards.score(names, batch["texts"], asked, lengths.tolist(), mean_length, step + 1)
-        r_vec = torch.tensor(r_vec, dtype=torch.float64, device=device).T  # (K, N)
-        if args.weighting in ("hypervolume", "ascent") and (r_vec.min() < 0 or r_vec.max() > 1):  # said once
-            warnings.warn("rewards outside [0, 1], for which the worst corner, 0, is not meant", stacklevel=1)
-        # 6. The rows of each update and micro-batch: responses of like length
-        updates = torch.arange(len(lengths), device=device).chunk(U)
-        updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
-        micros = sum(updates, ())
-        # 7. Weights, and log-probabilities under the policy that sampled
-        if args.weighting == "ascent":  # ours: w ~ the gradient of sum_k w0_k log p_k, p the mean performance
-            p = summed(r_vec.sum(1)) / (args.prompts_per_step * G)  # (K,)
-            if "conciseness" in names:  # as in evaluate()
-                p[names.index("conciseness")] = 1 - num_tokens / (args.prompts_per_step * G * args.max_new_tokens)
-            w = w.new_tensor(args.weights) / p.clamp(min=0.02)
-            w = w / w.sum()
-        lr, old = args.learning_rate, None
-        if args.lr_schedule == "polynomial":
-            lr *= (1 - step / args.steps) ** 1.03
-        metrics = {"learning_rate": lr, "r_pareto": r_pareto}
-        if args.weighting == "gradient":  # Alg. 2
-            A_k = advantage(r_vec, lengths, args).float()  # (K, N), as if each objective were the only one
-            gram, old = gram_matrix(policy, probed, batch, micros, A_k, num_tokens)  # <g_j, g_k>, (K, K)
-            norm = gram.diagonal().sqrt().clamp(min=1.0 if args.influence_scale == "clip" else 0.0)
-            # A gradient that is rounding stays 0, and an objective of weight 0 is only watched.
-            scale = torch.where((norm > 1e-6 * norm.max()) & (w > 0), 1 / norm, 0.0)
-            I = (gram * scale[:, None] * scale).sum(1)  # I_k = <g_k, sum_j g_j>, Eq. (3)
-            if I.isfinite().all():
-                w = torch.softmax(w.log() + lr * I / args.mu, 0)  # Eq. (3), arXiv:2509.11452
-                for _ in names:  # to the nearest weights, in KL divergence, none of which is below the bound
-                    low = (w > 0) & (w <= args.min_weight)
-                    w = torch.where(low, args.min_weight, w / w[~low].sum() * (1 - args.min_weight * int(low.sum())))
-            metrics |= {f"influence/{name}": value for name, value in zip(names, I.tolist())}
-        elif U > 1:  # a single update starts from that policy
-            old = torch.zeros(batch["mask"].shape, device=device)
-            for rows in micros:
-                with torch.no_grad():
-                    found = token_logprobs(policy, micro_batch(batch, rows))
-                old[rows, : found.shape[1]] = found
         times.append(clock())
-        # 8. One advantage, with Alg. 1's factor. On the reward, a division by a spread would undo it
-        r = w @ r_vec  # (N,)
+
+        # 2. Rewards, in float64. In float32, equal rewards could get a tiny nonzero std, and so an advantage.
+        state["num_tokens"] += num_tokens.item()
+        mean_length = state["num_tokens"] / (step * size)
+        problems = [problem for problem in problems for _ in range(G)]
+        scores = rewards.score(names, batch["texts"], problems, lengths.tolist(), mean_length, step, "train")
+        r_vec = torch.tensor(scores, dtype=torch.float64, device=device).T  # (K, N)
+        if args.weighting in ("hypervolume", "nash") and (r_vec.min() < 0 or r_vec.max() > 1):
+            warnings.warn("rewards outside [0, 1], so that the worst performance is not 0", stacklevel=1)
+        times.append(clock())
+
+        # 3. Weights. Gradient-based weighting also finds the log-probabilities under the policy that sampled.
+        weights, old_logprobs, lr = state["weights"].to(device), None, args.learning_rate
+        if args.lr_schedule == "polynomial":
+            lr *= (1 - (step - 1) / args.steps) ** 1.03
+        metrics = {"learning_rate": lr, "r_pareto": state["r_pareto"]}
+        updates = torch.arange(len(lengths), device=device).chunk(
+            U
+        )  # the rows of each update and micro-batch
+        updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
+        if args.weighting == "gradient":
+            A_k = advantage(r_vec, lengths, args).float()  # (K, N)
+            gram, old_logprobs = gram_matrix(policy, probed, batch, sum(updates, ()), A_k, num_tokens)
+            influence = influences(gram, weights, args.influence_scale)  # (K,)
+            if influence.isfinite().all():
+                weights = update_weights(weights, influence, lr, args.mu)  # Eq. (3)
+            metrics |= {f"influence/{name}": value for name, value in zip(names, influence.tolist())}
+        elif U > 1:  # A single update starts from that policy.
+            old_logprobs = torch.zeros(batch["mask"].shape, device=device)  # (N, R)
+            for rows in sum(updates, ()):
+                with torch.no_grad():
+                    logprobs = token_logprobs(policy, micro_batch(batch, rows))  # (B, R)
+                old_logprobs[rows, : logprobs.shape[1]] = logprobs
+        if args.weighting == "nash":
+            mean_rewards = summed(r_vec.sum(1)) / size  # (K,)
+            p = rewards.performance(names, mean_rewards, num_tokens / size, args.max_new_tokens)
+            weights = nash_weights(w0.to(device), weights.new_tensor(p))
+        state["weights"] = weights.cpu()
+        times.append(clock())
+
+        # 4. Advantages. r_pareto scales them, since GRPO and REINFORCE++ would divide it out of the reward.
+        r = weights @ r_vec  # (N,)
         signal = r if args.normalize == "sum" else r_vec
         if args.meta_reward_on == "reward":
-            A = advantage(r_pareto * signal, lengths, args)
+            A = advantage(state["r_pareto"] * signal, lengths, args)
         else:
-            A = r_pareto * advantage(signal, lengths, args)
-        A = (A if args.normalize == "sum" else w @ A).float()  # (N,)
-        # 9. Updates. Means are over all tokens of an update, in whatever micro-batches
+            A = state["r_pareto"] * advantage(signal, lengths, args)
+        A = (A if args.normalize == "sum" else weights @ A).float()  # (N,)
+
+        # 5. Policy updates. Means are over all tokens of an update, whatever the micro-batches.
         optimizer.param_groups[0]["lr"] = lr
         for update in updates:
             num_tokens = summed(lengths[torch.cat(update)].sum())
             for rows in update:
                 micro = micro_batch(batch, rows)
                 logprobs = token_logprobs(policy, micro)  # (B, R)
-                before = logprobs.detach() if old is None else old[rows, : logprobs.shape[1]]
-                loss, is_clipped = policy_loss(logprobs, before, A[rows], args.clip_low, args.clip_high, args.clip_dual)
+                old = logprobs.detach() if old_logprobs is None else old_logprobs[rows, : logprobs.shape[1]]
+                loss, is_clipped = policy_loss(
+                    logprobs, old, A[rows], args.clip_low, args.clip_high, args.clip_dual
+                )
                 terms = {"clip_fraction": is_clipped}
                 terms["loss"] = loss
-                # Times WORLD: processes average gradients and metrics.
+                # Times WORLD, because gradients and metrics are averaged over the processes.
                 terms = {name: WORLD * (x * micro["mask"]).sum() / num_tokens for name, x in terms.items()}
                 terms["loss"].backward()
                 metrics |= {name: metrics.get(name, 0.0) + x.item() / U for name, x in terms.items()}
             grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
             grad_norm = grad_norm.full_tensor() if SHARDED else grad_norm
-            if grad_norm.isfinite():  # else skipped
+            if grad_norm.isfinite():  # Otherwise, skip this update.
                 optimizer.step()
             optimizer.zero_grad()
+        copy_weights(policy, actor)
         times.append(clock())
-        # 10. Numbers of the step, means over all processes
+
+        # 6. Metrics: means over all processes.
         metrics |= {"reward": r.mean().item(), "grad_norm": grad_norm.item()}
         metrics["completions/mean_length"] = lengths.double().mean().item()
         metrics["completions/clipped_ratio"] = batch["cut_off"].double().mean().item()
-        for name, weight, groups in zip(names, w.tolist(), r_vec.unflatten(1, (-1, G))):
+        for name, weight, groups in zip(names, weights.tolist(), r_vec.unflatten(1, (-1, G))):
             metrics[f"weights/{name}"] = weight
             metrics[f"rewards/{name}/mean"] = groups.mean().item()
             metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).double().mean().item()
-        for phase, began, ended in zip(("rollout", "probe", "update"), times, times[1:]):
+        for phase, began, ended in zip(("rollout", "reward", "probe", "update"), times, times[1:]):
             metrics[f"time/{phase}"] = ended - began
-        values = summed(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)) / WORLD
-        metrics = dict(zip(metrics, values.tolist()))
-        bar.set_postfix({n: f"{metrics[f'rewards/{n}/mean']:.2f}*{metrics[f'weights/{n}']:.2f}" for n in names})
+        means = summed(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)) / WORLD
+        metrics = dict(zip(metrics, means.tolist()))
+        bar.set_postfix(
+            {n: f"{metrics[f'rewards/{n}/mean']:.2f}*{metrics[f'weights/{n}']:.2f}" for n in names}
+        )
         bar.update()
+
+        # 7. Evaluation, which sets r_pareto for the next step; log; checkpoint.
+        state["step"] = step
+        finish_step(metrics, actor, tokenizer, data, state, log, args)
+        if args.checkpoint_every and step % args.checkpoint_every == 0:
+            save_checkpoint(policy, optimizer, state, args)
 
     bar.close()
     if RANK == 0:
-        actor.generation_config = own_settings
-        try:
+        actor.generation_config, folder = settings, Path(args.output_dir)
+        with input_errors("--output-dir"):
             actor.save_pretrained(folder / "model")
-        except ValueError:  # older transformers save no temperature without it
-            own_settings.do_sample = True
-            actor.save_pretrained(folder / "model")
-        tokenizer.save_pretrained(folder / "model")
+            tokenizer.save_pretrained(folder / "model")
         try:
             print(importlib.import_module("compare").summary(folder))
         except ImportError:
@@ -609,12 +783,7 @@ def main():
 
 
 if __name__ == "__main__":
-    said = None
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Interrupted: --resume goes on from the last checkpoint, if there is one")
-    except (rewards.RewardError, OSError, SafetensorError) as error:  # an objective that fails, a disk that is full
-        said = str(error)
-    if said:  # here, the frames of main have gone, and its progress bar with them
-        fail(f"{said}; --resume goes on from the last checkpoint, if there is one")
+        sys.exit("Interrupted: --resume continues from the last checkpoint, if there is one")

@@ -1,17 +1,21 @@
 """
-What AdamW makes of r_pareto, a factor on the gradient: the length of its update with the factor, over that without.
+Measures how much of a factor on the gradient, such as the meta reward r_pareto, is left in AdamW's update.
 
     python benchmarks/adamw.py runs/hypervolume
 
-Beside a run with fixed weights, AdamW gets each of its gradients times a factor: 2 from step 10 on, a half from step 10
-on, and the r_pareto of a run with hypervolume-guided weighting (a folder with as many steps). Draws
-benchmarks/adamw.png; 3 minutes.
+One run with fixed weights gives the gradients. For each of three schedules of factors, another AdamW gets
+the same gradients times the factor of the step. The schedules are: 2 from step 10 on, 0.5 from step 10 on,
+and r_pareto of a run with hypervolume-guided weighting, which the argument names. The ratio is the length of
+the update with the factor, divided by the length of the update without it.
+
+Prints a table and draws benchmarks/adamw.png. Takes 3 minutes.
 """
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import matplotlib
 import numpy as np
@@ -23,42 +27,58 @@ sys.path.insert(0, str(ROOT))
 import grpo_dynw  # noqa: E402
 from compare import COLOURS, STYLE, aligned, read_metrics  # noqa: E402
 
-step_of_adamw = torch.optim.AdamW.step
+TITLES = ["factor", "mean", "mean ratio", "correlation", "at step 10", "at step 30", "at the end", "maximum"]
 
 
-def update_length(parameters, optimizer):
-    """The length of the update that `optimizer` makes of the gradients of `parameters`."""
-    before = [p.detach().clone() for p in parameters]
-    step_of_adamw(optimizer)
-    return sum((p.detach() - b).square().sum() for p, b in zip(parameters, before)).sqrt().item()
+def make_recorder(schedules, ratios):
+    """
+    Returns a replacement for AdamW.step, which also updates copies of the parameters, one for each schedule.
 
+    A copy starts from the current parameters and gets their gradients times the factor of the step. The ratio
+    of the two lengths is appended to the schedule's list in `ratios`.
+    """
+    adamw_step, copies = torch.optim.AdamW.step, []
 
-def ratios(schedules):
-    """For each schedule, a factor a step, the lengths of AdamW's updates over those without a factor: lists."""
-    found, others = [[] for _ in schedules], []
+    def update_length(optimizer):
+        parameters = optimizer.param_groups[0]["params"]
+        previous = [p.detach().clone() for p in parameters]
+        adamw_step(optimizer)
+        squares = [(p.detach() - q).square().sum() for p, q in zip(parameters, previous)]
+        return sum(squares).sqrt().item()
 
     def step(optimizer):
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if not others:  # copies of parameters and optimiser, which see the same gradients but for the factor
+        [group] = optimizer.param_groups
+        if not copies:
             for _ in schedules:
-                copies = [torch.nn.Parameter(p.detach().clone()) for p in parameters]
-                others.append((copies, torch.optim.AdamW(copies, lr=optimizer.defaults["lr"], weight_decay=0)))
-        lengths = []
-        for schedule, (copies, other) in zip(schedules, others):
-            for p, copy in zip(parameters, copies):
-                copy.data.copy_(p)
-                copy.grad = p.grad * schedule[len(found[0])]
-            lengths.append(update_length(copies, other))
-        own = update_length(parameters, optimizer)
-        for ratio, length in zip(found, lengths):
-            ratio.append(length / own)
+                parameters = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
+                copies.append(torch.optim.AdamW(parameters, lr=group["lr"], weight_decay=0))
 
-    torch.optim.AdamW.step = step
+        lengths, index = [], len(ratios[0])
+        for schedule, copy in zip(schedules, copies):
+            for source, target in zip(group["params"], copy.param_groups[0]["params"]):
+                target.data.copy_(source)
+                target.grad = source.grad * schedule[index]
+            lengths.append(update_length(copy))
+
+        length_without = update_length(optimizer)
+        for ratio, length in zip(ratios, lengths):
+            ratio.append(length / length_without)
+
+    return step
+
+
+def measure(schedules):
+    """Returns the ratios of each schedule, a list with one number a step. schedules: lists of factors."""
+    ratios = [[] for _ in schedules]
     with tempfile.TemporaryDirectory() as scratch:
-        steps = ["--steps", str(len(schedules[0])), "--eval-every", "1000", "--weight-decay", "0"]
-        sys.argv = ["grpo_dynw.py", *steps, "--output-dir", f"{scratch}/run"]
-        grpo_dynw.main()
-    return found
+        command = ["grpo_dynw.py", "--steps", str(len(schedules[0])), "--eval-every", "1000"]
+        command += ["--weight-decay", "0", "--output-dir", f"{scratch}/run"]
+        with (
+            patch.object(torch.optim.AdamW, "step", make_recorder(schedules, ratios)),
+            patch.object(sys, "argv", command),
+        ):
+            grpo_dynw.main()
+    return ratios
 
 
 @matplotlib.rc_context(STYLE)
@@ -67,13 +87,16 @@ def main():
     parser.add_argument("run", type=Path, help="folder of a run with hypervolume-guided weighting")
     args = parser.parse_args()
     r_pareto = [line["r_pareto"] for line in read_metrics(args.run)[1:]]
+    if len(r_pareto) < 30:
+        parser.error(f"{args.run} has {len(r_pareto)} steps, but the table needs at least 30")
+
     late = len(r_pareto) - 9
-    schedules = {"2 from step 10 on": [1.0] * 9 + [2.0] * late, "0.5 from step 10 on": [1.0] * 9 + [0.5] * late}
-    schedules["r_pareto of a run"] = r_pareto
-    found = ratios(list(schedules.values()))
-    figure = Figure(figsize=(14, 3.4), layout="constrained")
-    rows = [["factor", "its mean", "of the update's length", "correlation", "step 10", "step 30", "last", "most"]]
-    for axes, (name, schedule), ratio in zip(figure.subplots(1, 3), schedules.items(), found):
+    schedules = {"2 from step 10 on": [1.0] * 9 + [2.0] * late}
+    schedules |= {"0.5 from step 10 on": [1.0] * 9 + [0.5] * late, "r_pareto of a run": r_pareto}
+    ratios = measure(list(schedules.values()))
+
+    figure, rows = Figure(figsize=(14, 3.4), layout="constrained"), [TITLES]
+    for axes, (name, schedule), ratio in zip(figure.subplots(1, 3), schedules.items(), ratios):
         axes.plot(range(1, len(schedule) + 1), schedule, color="0.6", label="factor on the gradient")
         axes.plot(range(1, len(ratio) + 1), ratio, color=COLOURS[0], label="factor on AdamW's update")
         axes.set(title=name, xlabel="step", ylim=(0, 2.2))

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
-# The paper's runs, each by its name, on 8 GPUs:
+# The paper's runs, each with a name, on 8 GPUs:
 #
-#     bash benchmarks/paper.sh          prints all, a name and a command a line
-#     bash benchmarks/paper.sh NAME     runs one
+#     bash benchmarks/paper.sh          prints all runs: a name and a command in each line
+#     bash benchmarks/paper.sh NAME     starts a run
 #
-# Models, data, limits, batches, updates, rates, mu and schedules are those of the authors' launch scripts. Their 90
-# epochs of MATH-500 are 360 steps of 64 prompts in two updates, since they drop an epoch's last, incomplete batch, and
-# 50 epochs of MATH algebra are 150 steps. Gradient-based weighting goes with ratios that are not clipped and with decoder
-# layers 10 to 25. Micro-batches, memory and checkpoints are ours. For fixed and hypervolume weighting, they also took
-# weights 0.5 0.25 0.25 and 0.25 0.375 0.375, and for fixed a polynomial schedule: give such flags behind NAME.
+# Models, data, limits, batch sizes, updates per step, learning rates, mu and schedules are those of the authors'
+# launch scripts. Their 90 epochs of MATH-500 are 360 steps of 64 prompts in two updates, because they drop the
+# last, incomplete batch of an epoch. Their 50 epochs of MATH algebra are 150 steps. Gradient-based weighting has
+# ratios that are not clipped, and probes the decoder layers 10 to 25. The sizes of micro-batches and rollout
+# batches, gradient checkpointing and the checkpoints are ours. The authors also ran fixed weights and
+# hypervolume-guided weighting with the weights 0.5 0.25 0.25 and 0.25 0.375 0.375, and fixed weights with a
+# polynomial schedule. For these, give the flags after NAME.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +22,7 @@ math500="--dataset math-500 --prompts-per-step 64 --updates-per-step 2 --steps 3
 algebra="--dataset math-algebra --prompts-per-step 512 --updates-per-step 4 --steps 150"
 gradient="--weighting gradient --clip-low 100 --clip-high 100 --clip-dual 100"
 
-all() {  # name, script and flags, a line each
+list_runs() {  # one run in each line: name, script and flags
     for algorithm in grpo rloo reinforce; do
         for weighting in fixed hypervolume; do
             echo "$algorithm-$weighting" "$algorithm"_dynw.py --weighting $weighting $qwen $math500
@@ -38,14 +40,14 @@ all() {  # name, script and flags, a line each
 
 name="${1:-}"
 shift || true
-while read -r found command; do
+while read -r run command; do
     command=(torchrun --standalone --nproc-per-node 8 $command $common "$@")
     if [ -z "$name" ]; then
-        echo "$found:" "${command[@]}"
-    elif [ "$name" = "$found" ]; then
+        echo "$run:" "${command[@]}"
+    elif [ "$name" = "$run" ]; then
         exec "${command[@]}"
     fi
-done < <(all)
+done < <(list_runs)
 if [ -n "$name" ]; then
     echo "paper.sh: error: there is no run $name" >&2
     exit 2

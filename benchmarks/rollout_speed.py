@@ -1,11 +1,12 @@
 """
-Ways to generate a step's responses, timed: which of transformers' means is the fastest for these sizes?
+Times the ways of transformers to generate the responses of a step.
 
     python benchmarks/rollout_speed.py [MODEL DATA]
 
-128 sampled responses of at most 96 tokens to 16 prompts, of the embedded model, or 16 responses of at most 48 tokens of
-another one, such as that of benchmarks/smollm2.py. Medians of 5 calls, after one that does not count. The ways sample
-other responses from the same seed, so what compares them is tokens a second.
+The embedded model samples 128 responses of at most 96 tokens to 16 prompts. Another model, such as that of
+benchmarks/smollm2.py, samples 16 responses of at most 48 tokens to 2 prompts. Each number is the median of 5
+calls, after a first one that does not count. The ways sample different responses from the same seed, so
+compare their tokens a second, not their seconds.
 """
 
 import argparse
@@ -26,16 +27,24 @@ import rewards  # noqa: E402
 from compare import aligned  # noqa: E402
 
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+TITLES = ["way", "seconds", "tokens", "tokens a second"]
+
+
+# ---------- Ways to generate ----------
+#
+# Each takes a model, prompts (lists of token ids), a limit in tokens and whether to sample. It returns the
+# responses as lists of token ids, up to and including the token that ends the response.
 
 
 def segments(model, prompts, limit, sample=True):
-    """As the scripts do it: `generate` in up to six segments, after each of which rows that have ended leave."""
-    batch = grpo_dynw.rollout(model, Silent, prompts, 1, limit, len(prompts), sample)
-    return [ids[mask].tolist() for ids, mask in zip(batch["ids"][:, -batch["mask"].shape[1] :], batch["mask"])]
+    """The rollouts of the training scripts: `generate` in segments, after which finished responses leave."""
+    batch = grpo_dynw.rollout(model, NoTexts, prompts, 1, limit, len(prompts), sample)
+    responses = batch["ids"][:, -batch["mask"].shape[1] :]
+    return [ids[mask].tolist() for ids, mask in zip(responses, batch["mask"])]
 
 
-class Silent:
-    """In a tokenizer's place, where texts are not wanted."""
+class NoTexts:
+    """Replaces a tokenizer, because the time of decoding is not measured."""
 
     @staticmethod
     def batch_decode(rows, **_):
@@ -43,86 +52,93 @@ class Silent:
 
 
 def plain(model, prompts, limit, sample=True, **settings):
-    """`generate` once, with the library's settings or others."""
-    prompts = [torch.tensor(p, device=model.device) for p in prompts]
+    """One call of `generate`. `settings` are passed to it."""
+    prompts = [torch.tensor(prompt, device=model.device) for prompt in prompts]
     ids = pad_sequence(prompts, True, model.generation_config.pad_token_id, "left")
-    mask = pad_sequence([torch.ones_like(p) for p in prompts], True, 0, "left")
+    mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left")
     settings |= SAMPLING if sample else {"do_sample": False}
-    new = model.generate(ids, attention_mask=mask, max_new_tokens=limit, **settings)[:, ids.shape[1] :]
-    return [up_to_the_end(row, model) for row in new.tolist()]
+    output = model.generate(ids, attention_mask=mask, max_new_tokens=limit, **settings)
+    return [up_to_end(row, model) for row in output[:, ids.shape[1] :].tolist()]
 
 
-def up_to_the_end(row, model):
-    """Of sampled tokens, those up to and including the first that ends a response."""
-    ends = [i for i, token in enumerate(row) if token in model.generation_config.eos_token_id]
-    return row[: ends[0] + 1] if ends else row
+def up_to_end(tokens, model):
+    """The tokens up to and including the first that ends a response."""
+    ends = [i for i, token in enumerate(tokens) if token in model.generation_config.eos_token_id]
+    return tokens[: ends[0] + 1] if ends else tokens
+
+
+def static(model, prompts, limit, sample=True):
+    """`generate` with a static cache."""
+    return plain(model, prompts, limit, sample, cache_implementation="static")
 
 
 def continuous(model, prompts, limit, sample=True):
-    """transformers' continuous batching."""
-    settings = GenerationConfig(
+    """Continuous batching."""
+    config = GenerationConfig(
         max_new_tokens=limit,
         eos_token_id=model.generation_config.eos_token_id,
         pad_token_id=model.generation_config.pad_token_id,
         **(SAMPLING if sample else {"do_sample": False}),
     )
-    # Left to itself, its cache takes all memory that it finds.
+    # By default, its cache takes all free memory.
     sizes = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=4096)
-    out = model.generate_batch(
-        prompts, generation_config=settings, continuous_batching_config=sizes, progress_bar=False
-    )
-    if len(out) < len(prompts) or any(answer.error for answer in out.values()):
-        raise RuntimeError(next((answer.error for answer in out.values() if answer.error), "some prompts unanswered"))
-    return [out[name].generated_tokens for name in sorted(out, key=lambda name: int(name.rpartition("_")[2]))]
+    options = {"continuous_batching_config": sizes, "progress_bar": False}
+    outputs = model.generate_batch(prompts, generation_config=config, **options)
+    errors = [output.error for output in outputs.values() if output.error]
+    if errors or len(outputs) < len(prompts):
+        raise RuntimeError(errors[0] if errors else "some prompts have no response")
+    names = sorted(outputs, key=lambda name: int(name.rpartition("_")[2]))
+    return [outputs[name].generated_tokens for name in names]
 
 
 def compiled(model, prompts, limit, sample=True):
-    """`generate` with a static cache and a forward pass that is compiled. The last of the ways: the model stays so."""
+    """`generate` with a static cache and a compiled forward pass. Must be last: the model stays compiled."""
     model.forward = torch.compile(model.forward)
-    return plain(model, prompts, limit, sample, cache_implementation="static")
+    return static(model, prompts, limit, sample)
 
 
 WAYS = {
     "generate in segments": segments,
     "generate": plain,
-    "generate, static cache": lambda *args: plain(*args, cache_implementation="static"),
+    "generate, static cache": static,
     "generate_batch": continuous,
     "generate, static cache, compiled": compiled,
 }
 
 
-def table(model, prompts, limit, calls, ways=tuple(WAYS)):
-    """Rows: of each way the median seconds, tokens and tokens a second of all calls but the first."""
-    rows = [["way", "seconds", "tokens", "tokens a second"]]
-    for name in ways:
-        times, tokens = [], []
-        try:
-            for seed in range(calls):
-                torch.manual_seed(seed)
-                started = grpo_dynw.clock()
-                tokens.append(sum(map(len, WAYS[name](model, prompts, limit))))
-                times.append(grpo_dynw.clock() - started)
-        except Exception as error:  # that a way does not work here is a result
-            rows.append([name, "-", "-", f"{type(error).__name__}: {error}"[:80]])
-            continue
-        rates = [n / t for n, t in zip(tokens, times)]
-        medians = [statistics.median(values[1:]) for values in (times, tokens, rates)]
-        rows.append([name, f"{medians[0]:.2f}", f"{medians[1]:.0f}", f"{medians[2]:.0f}"])
-    return rows
+# ---------- Times ----------
+
+
+def time_way(name, model, prompts, limit, calls):
+    """Returns a row of the table, see TITLES: medians over all calls but the first."""
+    times, tokens = [], []
+    try:
+        for seed in range(calls):
+            torch.manual_seed(seed)
+            began = grpo_dynw.clock()
+            tokens.append(sum(map(len, WAYS[name](model, prompts, limit))))
+            times.append(grpo_dynw.clock() - began)
+    except Exception as error:  # The table shows which ways do not work on this machine.
+        return [name, "-", "-", f"{type(error).__name__}: {error}"[:80]]
+    rates = [n / t for n, t in zip(tokens, times)]
+    seconds, count, rate = [statistics.median(values[1:]) for values in (times, tokens, rates)]
+    return [name, f"{seconds:.2f}", f"{count:.0f}", f"{rate:.0f}"]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("model", nargs="?", default=str(ROOT / "tiny/model"))
-    parser.add_argument("data", nargs="?", default=str(ROOT / "tiny/data"))
+    parser.add_argument("model", nargs="?", default=str(ROOT / "tiny/model"), help="folder of the model")
+    parser.add_argument("data", nargs="?", default=str(ROOT / "tiny/data"), help="folder of the dataset")
     args = parser.parse_args()
-    is_tiny = Path(args.model) == ROOT / "tiny/model"
+    is_embedded = Path(args.model) == ROOT / "tiny/model"
     model, tokenizer, _ = grpo_dynw.load_model(args.model, "cpu")
     problems = rewards.read_problems(args.data, ["train"], tokenizer, 512)["train"]
-    prompts = [p["prompt_ids"] for p in problems[: 16 if is_tiny else 2] for _ in range(8)]
-    limit = 96 if is_tiny else 48
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads\n")
-    print("\n" + aligned(table(model, prompts, limit, 6)))
+    problems = problems[: 16 if is_embedded else 2]
+    prompts = [problem["prompt_ids"] for problem in problems for _ in range(8)]
+    limit, threads = 96 if is_embedded else 48, torch.get_num_threads()
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {threads} threads\n")
+    rows = [time_way(name, model, prompts, limit, 6) for name in WAYS]
+    print("\n" + aligned([TITLES, *rows]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """
-What gradient-based weighting costs, on the embedded model and on a random Qwen3 of 50M parameters.
+Measures what gradient-based weighting costs, on the embedded model and on a random Qwen3 of 50M parameters.
 
     python benchmarks/step_cost.py
 
-Three tables: what leaving out norms and biases changes; the probe against K separate passes over the same layers; and a
-step with --weighting gradient against one with --weighting fixed, as the script itself times it. Times are medians, all
-in one process but for peak memory, for which each run has one of its own. About ten minutes on two cores.
+Prints four tables: the influences with and without norms and biases; the probe compared with K separate
+passes over the same layers; the passes of a step and the memory of their graphs; and a step with --weighting
+gradient compared with one with --weighting fixed, from the metrics of the script. Times are medians.
+All runs share one process, except those for peak memory, which have a process each. Takes about ten minutes
+on two cores.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -29,11 +32,16 @@ import rewards  # noqa: E402
 from compare import aligned, read_metrics  # noqa: E402
 
 OBJECTIVES = ["accuracy", "conciseness", "clarity"]
-SIZES = {"embedded": ["--prompts-per-step", "16"], "50M": ["--prompts-per-step", "2", "--max-new-tokens", "48"]}
+SIZES = {"embedded": (16, 96), "50M": (2, 48)}  # model: prompts in a step, limit
+GROUP, MICRO_BATCH = 8, 32  # as by default
+PHASES = ["rollout", "reward", "probe", "update"]
+
+
+# ---------- Models and batches ----------
 
 
 def make_data(folder):
-    """The embedded data with a test split of 8 problems: its evaluation is not what is measured."""
+    """Writes the embedded data with small validation and test splits: evaluations are not measured."""
     folder.mkdir()
     for split, size in (("train", 1000), ("validation", 8), ("test", 8)):
         lines = (ROOT / f"tiny/data/{split}.jsonl").read_text().splitlines(keepends=True)
@@ -41,7 +49,7 @@ def make_data(folder):
 
 
 def make_50m(folder):
-    """A random Qwen3 of 50M parameters with the embedded tokenizer."""
+    """Writes a random Qwen3 of 50M parameters with the embedded tokenizer."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     config = Qwen3Config(
@@ -61,51 +69,58 @@ def make_50m(folder):
     tokenizer.save_pretrained(folder)
 
 
+def sample_step(name, folder):
+    """Returns a model, the problems of a step (one for each response), and the rollouts."""
+    num_prompts, limit = SIZES[name]
+    model, tokenizer, _ = grpo_dynw.load_model(str(folder), "cpu")
+    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"][:num_prompts]
+    torch.manual_seed(0)
+    prompts = [problem["prompt_ids"] for problem in problems]
+    batch = grpo_dynw.rollout(model, tokenizer, prompts, GROUP, limit, batch_size=128)
+    return model, [problem for problem in problems for _ in range(GROUP)], batch
+
+
+# ---------- The probe ----------
+
+
 def separate_passes(model, weights, batch, micros, advantages, num_tokens):
-    """The Gram matrix (K, K) over `weights` the plain way: forward and backward passes for each objective."""
+    """The Gram matrix (K, K) of the gradients of `weights`, from K forward and backward passes."""
     gradients = []
     for A in advantages:
-        total = None
+        parts = []
         for rows in micros:
             micro = grpo_dynw.micro_batch(batch, rows)
             logprobs = grpo_dynw.token_logprobs(model, micro)
             loss = -(A[rows, None] * logprobs * micro["mask"]).sum() / num_tokens
-            gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
-            total = gradient if total is None else total + gradient
-        gradients.append(total)
+            parts.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)]))
+        gradients.append(sum(parts))
     gradients = torch.stack(gradients)
     return gradients @ gradients.T
 
 
-def seconds(repeats, *functions):
-    """The median time of each function, called in turn `repeats` times after one call that does not count."""
+def median_seconds(repeats, *functions):
+    """The median time of each function. They are called in turn, and their first calls do not count."""
     times = [[] for _ in functions]
     for _ in range(repeats + 1):
-        for function, mine in zip(functions, times):
-            started = time.perf_counter()
+        for function, seconds in zip(functions, times):
+            began = time.perf_counter()
             function()
-            mine.append(time.perf_counter() - started)
-    return [statistics.median(mine[1:]) for mine in times]
+            seconds.append(time.perf_counter() - began)
+    return [statistics.median(seconds[1:]) for seconds in times]
 
 
 def probe_cost(name, folder, repeats):
-    """Rows of a table: the probe against separate passes, for 3 and 8 objectives."""
-    model, tokenizer, _ = grpo_dynw.load_model(str(folder), "cpu")
-    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
-    flags = dict(zip(SIZES[name][::2], map(int, SIZES[name][1::2])))
-    prompts = [p["prompt_ids"] for p in problems[: flags["--prompts-per-step"]]]
-    batch = grpo_dynw.rollout(model, tokenizer, prompts, 8, flags.get("--max-new-tokens", 96), batch_size=128)
-    num_tokens = batch["lengths"].sum()
-    micros = batch["lengths"].argsort(stable=True).split(32)
-    probed = grpo_dynw.probed_maps(model, 0.25, 0.75)
+    """Rows of a table: the probe compared with separate passes, for 3 and for 8 objectives."""
+    model, problems, batch = sample_step(name, folder)
+    micros, num_tokens = batch["lengths"].argsort(stable=True).split(MICRO_BATCH), batch["lengths"].sum()
+    probed = grpo_dynw.probed_layers(model, 0.25, 0.75)
     weights = [linear.weight for linear in probed[1]]
     for K in (3, 8):
-        A = torch.randn(K, len(batch["texts"]), generator=torch.Generator().manual_seed(K))
+        A = torch.randn(K, len(problems), generator=torch.Generator().manual_seed(K))
         gram, _ = grpo_dynw.gram_matrix(model, probed, batch, micros, A, num_tokens)
-        model.double()
-        exact = separate_passes(model, weights, batch, micros, A.double(), num_tokens)
+        exact = separate_passes(model.double(), weights, batch, micros, A.double(), num_tokens)
         model.float()
-        probe, separate = seconds(
+        probe, separate = median_seconds(
             repeats,
             partial(grpo_dynw.gram_matrix, model, probed, batch, micros, A, num_tokens),
             partial(separate_passes, model, weights, batch, micros, A, num_tokens),
@@ -114,148 +129,144 @@ def probe_cost(name, folder, repeats):
         yield [name, str(K), f"{separate:.2f} s", f"{probe:.2f} s", f"{probe / separate:.2f}", f"{error:.0e}"]
 
 
-def left_out():
-    """Rows of a table: influences on a step of the embedded model, over linear maps and over all weights."""
-    model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
-    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
-    torch.manual_seed(0)
-    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems[:16]], 8, 96, batch_size=128)
-    lengths, asked = batch["lengths"], [p for p in problems[:16] for _ in range(8)]
-    r_vec = rewards.score(OBJECTIVES, batch["texts"], asked, lengths.tolist(), lengths.double().mean().item())
-    A = grpo_dynw.advantage(torch.tensor(r_vec, dtype=torch.float64).T, lengths, argparse.Namespace(num_generations=8))
-    micros = lengths.argsort(stable=True).split(32)
-    layers, linears = grpo_dynw.probed_maps(model, 0.25, 0.75)
-    for name, weights in (
-        ("linear maps", [linear.weight for linear in linears]),
-        ("all weights", list(layers.parameters())),
-    ):
-        gram = separate_passes(model, weights, batch, micros, A.float(), lengths.sum()).double()
-        length = gram.diagonal().sqrt()
-        I = (gram / length / length[:, None]).sum(1)
-        yield [name, str(sum(w.numel() for w in weights)), *(f"{value:.6f}" for value in I.tolist())]
+def influence_rows():
+    """Rows of a table: influences in a step of the embedded model, over linear maps and over all weights."""
+    model, problems, batch = sample_step("embedded", ROOT / "tiny/model")
+    lengths = batch["lengths"]
+    mean_length = lengths.double().mean().item()
+    scores = rewards.score(OBJECTIVES, batch["texts"], problems, lengths.tolist(), mean_length)
+    r_vec = torch.tensor(scores, dtype=torch.float64).T
+    A = grpo_dynw.advantage(r_vec, lengths, argparse.Namespace(num_generations=GROUP)).float()
+    micros = lengths.argsort(stable=True).split(MICRO_BATCH)
+    layers, linears = grpo_dynw.probed_layers(model, 0.25, 0.75)
+    probed = {"linear maps": [linear.weight for linear in linears], "all weights": list(layers.parameters())}
+    for name, weights in probed.items():
+        gram = separate_passes(model, weights, batch, micros, A, lengths.sum()).double()
+        influence = grpo_dynw.influences(gram, torch.ones(len(gram)), "unit")
+        yield [name, str(sum(w.numel() for w in weights)), *(f"{value:.6f}" for value in influence.tolist())]
 
 
-def passes(repeats):
+# ---------- The passes of a step ----------
+
+
+def time_passes(model, reference, batch, size):
     """
-    Rows of a table, for micro-batches of 32 and of 128: seconds of a step's forward, backward and reference passes, and
-    the MB that the graph of one micro-batch holds at most, and those of all together.
+    Runs the passes of a step once, with micro-batches of `size` responses. Returns the seconds of the
+    forward, backward and reference passes, and the bytes of the tensors in the graph of each micro-batch.
     """
-    model, tokenizer, _ = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")
-    reference = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")[0].requires_grad_(False)
-    problems = rewards.read_problems(str(ROOT / "tiny/data"), ["train"], tokenizer, 64)["train"]
-    torch.manual_seed(0)
-    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems[:16]], 8, 96, batch_size=128)
-    for size in (32, 128):
-        times, held = [], []
+    times, sizes = [0.0, 0.0, 0.0], []
+    for rows in batch["lengths"].argsort(stable=True).split(size):
+        micro, kept = grpo_dynw.micro_batch(batch, rows), {}
 
-        def keep(tensor, held=held):
-            held[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        for _ in range(repeats + 1):
-            held.clear()
-            times.append([0.0, 0.0, 0.0])
-            for rows in batch["lengths"].argsort(stable=True).split(size):
-                micro, marks = grpo_dynw.micro_batch(batch, rows), [time.perf_counter()]
-                held.append({})
-                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                    logprobs = grpo_dynw.token_logprobs(model, micro)
-                marks.append(time.perf_counter())
-                (logprobs * micro["mask"]).sum().backward()
-                marks.append(time.perf_counter())
-                grpo_dynw.token_logprobs(reference, micro)
-                marks.append(time.perf_counter())
-                times[-1] = [t + b - a for t, a, b in zip(times[-1], marks, marks[1:])]
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())  # which a graph holds, too
-        sizes = [sum(tensors.values()) - weights for tensors in held]
-        seconds = [f"{statistics.median(t):.2f} s" for t in zip(*times[1:])]
-        yield [str(size), *seconds, f"{max(sizes) / 1e6:.0f} MB", f"{sum(sizes) / 1e6:.0f} MB"]
+        ends = [time.perf_counter()]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            logprobs = grpo_dynw.token_logprobs(model, micro)
+        ends.append(time.perf_counter())
+        (logprobs * micro["mask"]).sum().backward()
+        ends.append(time.perf_counter())
+        grpo_dynw.token_logprobs(reference, micro)
+        ends.append(time.perf_counter())
+        times = [t + end - began for t, began, end in zip(times, ends, ends[1:])]
+        sizes.append(sum(kept.values()))
+    return times, sizes
 
 
-def step(name, folder, weighting, updates, steps, output):
+def pass_cost(repeats):
     """
-    Runs the script for `steps` steps, with data made beside `output`. Returns its metrics.
-
-    A learning rate of 1e-9 keeps responses, and so the work, the same from step to step and for both weightings.
+    Rows of a table, for micro-batches of 32 and of 128 responses: the seconds of the passes, and the memory
+    of the largest graph and of all graphs, in addition to the weights.
     """
-    data = output.with_name(f"{output.name}-data")
+    model, _, batch = sample_step("embedded", ROOT / "tiny/model")
+    reference = grpo_dynw.load_model(str(ROOT / "tiny/model"), "cpu")[0].requires_grad_(False)
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())  # A graph holds the weights, too.
+    for size in (32, 128):
+        results = [time_passes(model, reference, batch, size) for _ in range(repeats + 1)][1:]
+        seconds = [f"{statistics.median(t):.2f} s" for t in zip(*(times for times, _ in results))]
+        graphs = [graph - weights for graph in results[-1][1]]
+        yield [str(size), *seconds, f"{max(graphs) / 1e6:.0f} MB", f"{sum(graphs) / 1e6:.0f} MB"]
+
+
+# ---------- Whole steps ----------
+
+
+def run_script(name, folder, weighting, updates, steps, output):
+    """
+    Runs grpo_dynw.py. Returns the metrics of its steps. Writes its data next to the folder `output`.
+
+    With a learning rate of 1e-9, the policy and so the lengths of its responses stay the same.
+    """
+    data, (num_prompts, limit) = output.with_name(f"{output.name}-data"), SIZES[name]
     make_data(data)
-    grpo_dynw.PARSER = argparse.ArgumentParser()
-    sys.argv = [
-        "grpo_dynw.py",
-        "--weighting",
-        weighting,
-        "--model",
-        str(folder),
-        "--dataset",
-        str(data),
-        "--steps",
-        str(steps),
-        *SIZES[name],
-        "--updates-per-step",
-        updates,
-        "--learning-rate",
-        "1e-9",
-        "--eval-every",
-        "1000",
-        "--output-dir",
-        str(output),
-    ]
-    grpo_dynw.main()
+    command = ["grpo_dynw.py", "--weighting", weighting, "--model", folder, "--dataset", data]
+    command += ["--prompts-per-step", num_prompts, "--max-new-tokens", limit, "--steps", steps]
+    command += ["--updates-per-step", updates, "--learning-rate", 1e-9, "--eval-every", 1000]
+    with patch.object(sys, "argv", [*map(str, command), "--output-dir", str(output)]):
+        grpo_dynw.main()
     return read_metrics(output)[1:]
 
 
 def peak_memory(name, folder, weighting, updates):
-    """MB that a process running two steps holds at its peak (Linux)."""
+    """The peak memory in MB of a process that runs two steps (Linux)."""
     command = [sys.executable, __file__, "--peak", name, str(folder), weighting, updates]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]) / 1024
+    result = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(result.stdout.splitlines()[-1]) / 1024
 
 
 def step_cost(name, folder, updates, repeats, scratch):
     """
-    Rows of a table: fixed, gradient and their ratio, with so many updates a step.
+    Rows of a table: fixed weights, gradient-based weighting and their ratio, for a number of updates a step.
 
-    Three runs of each in turn, whose first steps do not count: on a machine that gets slower or faster, times that are
-    minutes apart have no ratio.
+    Each has three runs, in alternation, because the speed of the machine changes within minutes. The first
+    step of each run does not count.
     """
-    metrics = {"fixed": [], "gradient": []}
+    metrics, steps = {"fixed": [], "gradient": []}, 1 + math.ceil(repeats / 3)
     for turn in range(3):
-        for weighting, mine in metrics.items():
+        for weighting, lines in metrics.items():
             output = scratch / f"{name}-{weighting}-{updates}-{turn}"
-            mine += step(name, folder, weighting, updates, 1 + math.ceil(repeats / 3), output)[1:]
+            lines += run_script(name, folder, weighting, updates, steps, output)[1:]
+
     medians, rows = [], []
-    for weighting, mine in metrics.items():
-        phases = {phase: [m[f"time/{phase}"] for m in mine] for phase in ("rollout", "probe", "update")}
-        update = statistics.median(map(sum, zip(phases["probe"], phases["update"])))
-        whole = statistics.median(map(sum, zip(*phases.values())))
-        medians.append([update, whole, peak_memory(name, folder, weighting, updates)])
-        *times, memory = medians[-1]
-        rows.append([name, updates, weighting, *(f"{t:.2f} s" for t in times), f"{memory:.0f} MB"])
+    for weighting, lines in metrics.items():
+        times = [[line[f"time/{phase}"] for phase in PHASES] for line in lines]
+        update = statistics.median(sum(seconds[2:]) for seconds in times)
+        step = statistics.median(map(sum, times))
+        memory = peak_memory(name, folder, weighting, updates)
+        medians.append([update, step, memory])
+        rows.append([name, updates, weighting, f"{update:.2f} s", f"{step:.2f} s", f"{memory:.0f} MB"])
     return [*rows, [name, updates, "ratio", *(f"{b / a:.2f}" for a, b in zip(*medians))]]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--repeats", type=int, default=9, help="timings of which the median is taken")
-    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=9, help="timings for each median (default: 9)")
+    parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)  # Print the peak memory of this run in kB.
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         if args.peak:
-            step(*args.peak, 2, scratch / "run")
+            run_script(*args.peak, 2, scratch / "run")
             print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
             return
+
         make_50m(scratch / "50m")
         folders = {"embedded": ROOT / "tiny/model", "50M": scratch / "50m"}
-        torch_version, threads = torch.__version__, torch.get_num_threads()
-        print(f"torch {torch_version}, transformers {transformers.__version__}, {threads} threads, float32\n")
-        print(aligned([["probed", "weights", *(f"influence of {name}" for name in OBJECTIVES)], *left_out()]), "\n")
+        versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        print(f"{versions}, {torch.get_num_threads()} threads, float32\n")
+        titles = ["probed", "weights", *(f"influence of {name}" for name in OBJECTIVES)]
+        print(aligned([titles, *influence_rows()]), "\n", flush=True)
+
         rows = [["model", "K", "separate passes", "probe", "ratio", "error of the probe"]]
         for name, folder in folders.items():
             rows += probe_cost(name, folder, args.repeats)
         print(aligned(rows), "\n", flush=True)
-        rows = [["micro-batch", "forward", "backward", "reference", "a graph", "all graphs"], *passes(args.repeats)]
-        print(aligned(rows), "\n", flush=True)
+
+        titles = ["micro-batch", "forward", "backward", "reference", "largest graph", "all graphs"]
+        print(aligned([titles, *pass_cost(args.repeats)]), "\n", flush=True)
+
         rows = [["model", "updates a step", "weighting", "probe + update", "whole step", "peak memory"]]
         for name, folder in folders.items():
             for updates in ("1", "2"):

@@ -1,16 +1,16 @@
 """What the tests of the scripts share: tiny random models, a small dataset, and a run of a script in this process."""
 
-import copy
 import importlib
 import json
-import logging
 import os
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is not a folder must fail here, not on the network: before imports
+os.environ["HF_HUB_OFFLINE"] = (
+    "1"  # a name that is not a folder must fail here, not on the network: before imports
+)
 
 import pytest
 import torch
@@ -31,7 +31,6 @@ import compare  # noqa: E402
 import rewards  # noqa: E402
 
 SCRIPTS = ["grpo_dynw", "rloo_dynw", "reinforce_dynw"]
-PARSERS = {name: importlib.import_module(name).PARSER for name in SCRIPTS}
 SMALL = ["--steps", "2", "--prompts-per-step", "4", "--num-generations", "4", "--micro-batch-size", "5"]
 SMALL += ["--max-new-tokens", "12", "--eval-every", "1", "--learning-rate", "1e-3"]
 
@@ -60,7 +59,9 @@ def random_model(kind, tokenizer):
         sizes = dict(n_embd=32, n_layer=4, n_head=4, n_positions=128, initializer_range=0.3)
         return GPT2LMHeadModel(GPT2Config(**sizes, **shared))
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, head_dim=8)
-    sizes |= dict(num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.2)
+    sizes |= dict(
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.2
+    )
     if kind == "mistral":  # which sees no further back than 16 tokens
         return MistralForCausalLM(MistralConfig(**sizes, **shared, sliding_window=16))
     return Qwen3ForCausalLM(Qwen3Config(**sizes, **shared))
@@ -86,18 +87,11 @@ def folders(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def main(monkeypatch):
-    """main(script, *flags): the script's main(), as from the command line, with its own parser as yet without flags."""
+    """main(script, *flags): runs the script's main() with these flags on its command line."""
 
     def call(script, *flags):
-        parser = copy.deepcopy(PARSERS[script.__name__])
-        parser.prog = f"{script.__name__}.py"
-        monkeypatch.setattr(script, "PARSER", parser)
-        monkeypatch.setattr(script, "fail", parser.error)
-        monkeypatch.setattr(sys, "argv", [parser.prog, *map(str, flags)])
-        try:
-            script.main()
-        finally:
-            logging.disable(logging.NOTSET)
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
+        script.main()
 
     return call
 
@@ -116,7 +110,17 @@ def run_script(folders, main, tmp_path, monkeypatch):
 
     def call(script, *flags, name="run", model="qwen3"):
         folder = tmp_path / name
-        main(script, *SMALL, "--model", folders[model], "--dataset", folders["data"], "--output-dir", folder, *flags)
+        main(
+            script,
+            *SMALL,
+            "--model",
+            folders[model],
+            "--dataset",
+            folders["data"],
+            "--output-dir",
+            folder,
+            *flags,
+        )
         return compare.read_metrics(folder), folder
 
     return call

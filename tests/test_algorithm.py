@@ -14,6 +14,8 @@ from torch import nn
 from transformers import GenerationConfig, Qwen3Config
 from transformers.pytorch_utils import Conv1D
 
+import rewards
+
 # Inputs and outputs of the functions in the paper authors' repository, at commit 238fe65.
 ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text())
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [4, 5], [30, 31, 32, 33], [3, 4, 5, 6]]
@@ -55,9 +57,6 @@ class Saying:
     def generate(self, ids, **_):
         return torch.cat([ids, torch.tensor(next(self.parts))], 1)
 
-    def forward(self, cache):
-        raise NotImplementedError  # only its signature is looked at
-
     def batch_decode(self, rows, **_):
         return [row.tolist() for row in rows]
 
@@ -74,7 +73,9 @@ def test_responses_go_up_to_the_first_of_several_end_tokens(script, pad):
     assert batch["lengths"].tolist() == [len(row) for row in expected]
     assert batch["cut_off"].tolist() == [False, False, False, False, True, False]
     assert batch["mask"].tolist() == [[i < len(row) for i in range(5)] for row in expected]
-    assert batch["attention"].sum(1).tolist() == [n + len(row) for n, row in zip([2, 2, 1, 1, 3, 3], expected)]
+    assert batch["attention"].sum(1).tolist() == [
+        n + len(row) for n, row in zip([2, 2, 1, 1, 3, 3], expected)
+    ]
 
 
 @shared
@@ -124,7 +125,9 @@ def test_greedy_takes_the_most_probable_token(script, kind, tokenizer, monkeypat
     with torch.no_grad():
         paths = [greedy(model, prompt, 40) for prompt in PROMPTS[:4]]
     # An end token that some of them reach in one segment, some in another.
-    reached = {token: [p.index(token) // 16 if token in p else 3 for p in paths] for path in paths for token in path}
+    reached = {
+        token: [p.index(token) // 16 if token in p else 3 for p in paths] for path in paths for token in path
+    }
     end = max(reached, key=lambda token: (len(set(reached[token])), max(reached[token])))
     going = [sum(segment >= i for segment in reached[end]) for i in range(3)]
     assert len(set(reached[end])) > 1 and going[0] == 4 > going[1] > 0
@@ -178,26 +181,30 @@ def test_a_micro_batch_holds_its_rows_and_no_padding_that_all_share(script, toke
         assert micro["ids"][i, -R:][micro["mask"][i]].tolist() == expected[-length:]
 
 
-@shared
-def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own(script):
+def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own():
     problems = list(range(7))
-    flat = [p for step in range(1, 15) for p in script.problems_of_step(problems, step, 3, seed=1)]
+    flat = [p for step in range(1, 15) for p in rewards.problems_of_step(problems, step, 3, seed=1)]
     epochs = [flat[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == problems for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 3
-    assert script.problems_of_step(problems, 5, 3, seed=1) == flat[12:15]
-    assert script.problems_of_step(problems, 2, 21, seed=1) == flat[21:42]
-    assert script.problems_of_step(problems, 1, 7, seed=2) != epochs[0]
+    assert rewards.problems_of_step(problems, 5, 3, seed=1) == flat[12:15]
+    assert rewards.problems_of_step(problems, 2, 21, seed=1) == flat[21:42]
+    assert rewards.problems_of_step(problems, 1, 7, seed=2) != epochs[0]
 
 
-@shared
-def test_a_step_draws_the_order_of_an_epoch_once(script, monkeypatch):
+def test_a_step_draws_the_order_of_an_epoch_once(monkeypatch):
     """Of 100,000 problems, an order for each of the 64 of a step would take seconds."""
     drawn = spy(monkeypatch, torch, "randperm")
     problems = range(100_000)
-    for step, epochs in {1: 1, 2: 1, 1562: 1, 1563: 2, 1564: 1}.items():  # the 1563rd reaches into the second epoch
+    for step, epochs in {
+        1: 1,
+        2: 1,
+        1562: 1,
+        1563: 2,
+        1564: 1,
+    }.items():  # the 1563rd reaches into the second epoch
         drawn.clear()
-        chosen = script.problems_of_step(problems, step, 64, seed=1)
+        chosen = rewards.problems_of_step(problems, step, 64, seed=1)
         assert len(chosen) == 64 and len(drawn) == epochs
 
 
@@ -207,8 +214,12 @@ def test_a_step_draws_the_order_of_an_epoch_once(script, monkeypatch):
 # The authors leave the reward of a single response as it is. Here, one response to a problem is refused.
 @pytest.mark.parametrize("case", [case for case in ORACLE["advantages"] if case["group_size"] > 1])
 def test_advantages_of_the_authors(script, case):
-    name = {"grpo_dynw": "grpo", "rloo_dynw": "rloo", "reinforce_dynw": "reinforce_plus_plus"}[script.__name__]
-    got = script.advantage(torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), group(case["group_size"]))
+    name = {"grpo_dynw": "grpo", "rloo_dynw": "rloo", "reinforce_dynw": "reinforce_plus_plus"}[
+        script.__name__
+    ]
+    got = script.advantage(
+        torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), group(case["group_size"])
+    )
     torch.testing.assert_close(got, torch.tensor(case[name]), rtol=0, atol=2e-5)
 
 
@@ -221,12 +232,17 @@ def test_equal_rewards_give_no_advantage(script):
 @pytest.mark.parametrize("baseline", ["whiten", "mean", "none"])
 def test_advantages_of_several_objectives_are_those_of_each(script, baseline):
     random = torch.Generator().manual_seed(0)
-    rewards = torch.rand(3, 12, generator=random, dtype=torch.float64) * torch.tensor([[1.0], [10.0], [0.1]]).double()
+    r_vec = (
+        torch.rand(3, 12, generator=random, dtype=torch.float64)
+        * torch.tensor([[1.0], [10.0], [0.1]]).double()
+    )
     lengths = torch.randint(1, 20, (12,), generator=random)
-    got = script.advantage(rewards, lengths, group(4, baseline))
+    got = script.advantage(r_vec, lengths, group(4, baseline))
     assert got.shape == (3, 12)
-    for k, row in enumerate(rewards):
-        torch.testing.assert_close(got[k], script.advantage(row, lengths, group(4, baseline)), rtol=1e-12, atol=1e-12)
+    for k, row in enumerate(r_vec):
+        torch.testing.assert_close(
+            got[k], script.advantage(row, lengths, group(4, baseline)), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_reinforce_with_a_mean_and_without_a_baseline():
@@ -337,7 +353,9 @@ def separate_passes(script, model, layers, batch, A):
 @pytest.mark.parametrize("size", [2, 6])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 1e-3)])
 def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, tolerance, tokenizer, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))  # the log-probabilities' float32
+    monkeypatch.setattr(
+        torch.Tensor, "float", lambda tensor: tensor.to(dtype)
+    )  # the log-probabilities' float32
     model, batch = rollouts(script, kind, tokenizer)
     reward = torch.rand(K, len(PROMPTS), generator=torch.Generator().manual_seed(K))
     A = script.advantage(reward, batch["lengths"], group(3)).double()
@@ -346,7 +364,7 @@ def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, toler
     expected = expected @ expected.T
     model = model.to(dtype)
     micros = torch.tensor([3, 0, 5, 1, 4, 2]).split(size)
-    probed = script.probed_maps(model, 0.25, 0.75)
+    probed = script.probed_layers(model, 0.25, 0.75)
     gram, old = script.gram_matrix(model, probed, batch, micros, A.to(dtype), batch["lengths"].sum())
     assert (gram - expected).norm() / expected.norm() <= tolerance
     with torch.no_grad():
@@ -364,11 +382,12 @@ def model_of(layers):
 
 @shared
 @pytest.mark.parametrize(
-    "count, expected", [(1, [0]), (2, [0]), (3, [0, 1]), (4, [1, 2]), (6, [1, 2, 3]), (36, list(range(9, 27)))]
+    "count, expected",
+    [(1, [0]), (2, [0]), (3, [0, 1]), (4, [1, 2]), (6, [1, 2, 3]), (36, list(range(9, 27)))],
 )
 def test_the_middle_half_of_the_decoder_layers_is_probed(script, count, expected):
     model = model_of([nn.Linear(1, 1, bias=False) for _ in range(count)])
-    layers, linears = script.probed_maps(model, 0.25, 0.75)
+    layers, linears = script.probed_layers(model, 0.25, 0.75)
     assert [list(model.layers).index(layer) for layer in layers] == expected
     assert [list(model.layers).index(linear) for linear in linears] == expected
 
@@ -377,7 +396,7 @@ def test_the_middle_half_of_the_decoder_layers_is_probed(script, count, expected
 def test_the_probe_refuses_models_whose_weights_are_mostly_not_in_linear_maps(script, capsys):
     model = model_of([nn.ModuleList([nn.Linear(4, 4), nn.Embedding(100, 4)])])
     with pytest.raises(SystemExit):
-        script.probed_maps(model, 0, 1)
+        script.probed_layers(model, 0, 1)
     assert "linear maps" in capsys.readouterr().err
 
 
@@ -424,14 +443,16 @@ def test_the_loss_the_advantages_and_the_probe_stay_on_their_device(script, toke
     meta = torch.device("meta")
     model = random_model("qwen3", tokenizer).to(meta)
     model.set_attn_implementation("eager")  # the others look into the mask, for a shortcut
-    monkeypatch.setattr(script, "micro_batch", lambda batch, rows: {k: x[rows] for k, x in batch.items()})  # no sizes
+    monkeypatch.setattr(
+        script, "micro_batch", lambda batch, rows: {k: x[rows] for k, x in batch.items()}
+    )  # no sizes
     mask = torch.ones(6, 12, dtype=torch.bool, device=meta)
     batch = {"ids": torch.zeros(6, 20, dtype=torch.long, device=meta), "mask": mask}
     batch["attention"] = batch["ids"]
     micros = torch.arange(6, device=meta).split(3)
     lengths, r_vec = mask.sum(1), torch.rand(3, 6, dtype=torch.float64, device=meta)
     A = script.advantage(r_vec, lengths, group(3)).float()
-    probed = script.probed_maps(model, 0.25, 0.75)
+    probed = script.probed_layers(model, 0.25, 0.75)
     gram, old = script.gram_matrix(model, probed, batch, micros, A, lengths.sum())
     logprobs = script.token_logprobs(model, script.micro_batch(batch, micros[0]))
     loss, is_clipped = script.policy_loss(logprobs, old[micros[0]], A[0][micros[0]], 0.2, 0.2, 3.0)

@@ -1,7 +1,8 @@
-"""The tables of benchmarks/RESULTS.md are those of benchmarks/results.csv, by other ways of counting, too."""
+"""The experiment: its tables are those of results.csv, and its texts have the numbers of the tables."""
 
 import csv
 import math
+import re
 import sys
 from collections import defaultdict
 
@@ -11,364 +12,438 @@ import pandas
 import pytest
 from conftest import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import experiment  # noqa: E402
+sys.path.insert(0, str(ROOT / "experiment"))
 import report  # noqa: E402
 
-EVALUATIONS = pandas.read_csv(ROOT / "benchmarks/results.csv")
+import experiment  # noqa: E402
+
+OBJECTIVES = ["accuracy", "conciseness", "clarity"]
+MAIN_SEEDS = range(4, 9)
+EVALUATIONS = pandas.read_csv(ROOT / "experiment/results.csv")
 EMBEDDED = EVALUATIONS[EVALUATIONS["task"] == "embedded"]
-RUNS = report.measured(EVALUATIONS)
-TEXT = (ROOT / "benchmarks/RESULTS.md").read_text()
+RUNS = report.measure_all(EVALUATIONS)
+RESULTS = (ROOT / "experiment/RESULTS.md").read_text()
 
 
-def runs_by_hand():
-    """Of each run: (hypervolume at the end, area) from the lines of the CSV, by moocore and the trapezium rule."""
-    lines, found = defaultdict(list), {}
-    with open(ROOT / "benchmarks/results.csv", newline="") as file:
+def read_text(name, start=None, end=None):
+    """The text of a file from `start` to `end`, each line break replaced by a space."""
+    text = " ".join((ROOT / name).read_text().split())
+    text = text[text.index(start) :] if start else text
+    return text[: text.index(end)] if end else text
+
+
+def volumes_and_areas():
+    """(final hypervolume, area) of each run, from the lines of the CSV, by moocore and the trapezium rule."""
+    evaluations, measures = defaultdict(list), {}
+    with open(ROOT / "experiment/results.csv", newline="") as file:
         for row in csv.DictReader(file):
-            point = [float(row[name]) for name in ("accuracy", "conciseness", "clarity")]
             key = row["task"], row["algorithm"], row["variant"], int(row["seed"])
-            lines[key].append((int(row["step"]), point))
-    for key, run in lines.items():
-        points = np.array([point for _, point in run])
-        volumes = [moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) for i in range(len(run))]
-        area = sum((run[i][0] - run[i - 1][0]) * (volumes[i] + volumes[i - 1]) / 2 for i in range(1, len(run)))
-        found[key] = volumes[-1], area / run[-1][0]
-    return found
+            evaluations[key].append((int(row["step"]), [float(row[name]) for name in OBJECTIVES]))
+    for key, run in evaluations.items():
+        steps, points = [step for step, _ in run], np.array([point for _, point in run])
+        volumes = [
+            moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) for i in range(len(run))
+        ]
+        slices = [(steps[i] - steps[i - 1]) * (volumes[i] + volumes[i - 1]) / 2 for i in range(1, len(steps))]
+        measures[key] = volumes[-1], sum(slices) / steps[-1]
+    return measures
 
 
-def test_the_tables_are_those_of_the_csv():
-    figures = [line[2:].split("](") for line in TEXT.splitlines() if line.startswith("![")]
-    assert report.report(EVALUATIONS, [(name[:-1], what) for what, name in figures]) == TEXT
+BY_HAND = volumes_and_areas()
 
 
-def test_every_run_is_whole():
+def mean_area(task, algorithm, variant):
+    """The mean area over the seeds of the main study."""
+    return np.mean([BY_HAND[task, algorithm, variant, seed][1] for seed in MAIN_SEEDS])
+
+
+def verdict(task, algorithm, weighting, fixed):
+    """The last cell of a comparison in RESULTS.md."""
+    section = RESULTS[RESULTS.index(f"## Task: {task}") :].split("\n## ")[0]
+    start = f"| {report.TITLES[algorithm]} | {weighting} | {fixed} |"
+    [line] = [line for line in section.splitlines() if line.startswith(start)]
+    return line.split(" | ")[-1].strip(" |")
+
+
+# Tables
+
+
+def test_results_md_is_what_report_writes():
+    figures = [line[2:].split("](") for line in RESULTS.splitlines() if line.startswith("![")]
+    assert report.report(EVALUATIONS, [(name[:-1], caption) for caption, name in figures]) == RESULTS
+
+
+def test_every_run_is_complete():
     for key, run in EVALUATIONS.groupby(["task", "algorithm", "variant", "seed"]):
         steps = run["step"].tolist()
-        last = {120} if key[0] == "embedded" else {180}
-        assert steps[-1] in last | ({60} if key[-1] in (1, 2, 3) else set()), key
+        ends = {120} if key[0] == "embedded" else {180}
+        ends |= {60} if key[-1] in (1, 2, 3) else set()
+        assert steps[-1] in ends, key
         assert steps == list(range(0, steps[-1] + 1, 10)), key
 
 
-def test_hypervolume_and_area_counted_by_hand():
-    by_hand = runs_by_hand()
-    assert len(by_hand) == len(RUNS)
+def test_every_variant_consists_of_flags():
+    variants = {name for _, variants, _, _ in experiment.STUDIES.values() for name in variants}
+    assert set(EVALUATIONS["variant"]) == variants
+
+
+def test_hypervolume_and_area_against_moocore():
+    assert len(BY_HAND) == len(RUNS)
     for _, run in RUNS.iterrows():
-        expected = by_hand[run["task"], run["algorithm"], run["variant"], run["seed"]]
+        expected = BY_HAND[run["task"], run["algorithm"], run["variant"], run["seed"]]
         assert (run["hv"], run["area"]) == pytest.approx(expected, abs=1e-9)
 
 
-def test_the_paired_comparison_by_hand():
-    """Of gradient and balanced under GRPO: the mean difference, and half of its interval with t(.975, 4) = 2.776."""
-    by_hand = runs_by_hand()
-    d = np.array(
-        [
-            by_hand["embedded", "grpo", "gradient", s][1] - by_hand["embedded", "grpo", "balanced", s][1]
-            for s in range(4, 9)
-        ]
-    )
+def test_a_paired_comparison_by_hand():
+    """Gradient-based minus balanced, GRPO: the mean difference and its interval with t(.975, 4) = 2.776."""
+    areas = {
+        name: np.array([BY_HAND["embedded", "grpo", name, seed][1] for seed in MAIN_SEEDS])
+        for name in ("gradient", "balanced")
+    }
+    d = areas["gradient"] - areas["balanced"]
     half = 2.7764451 * math.sqrt(((d - d.mean()) ** 2).sum() / 4 / 5)
-    assert f"| GRPO | gradient | balanced | 5 | {d.mean():.3f} ± {half:.3f} |" in TEXT
-
-
-def test_the_figures_of_the_readme_are_those_of_the_csv():
-    by_hand, seeds = runs_by_hand(), range(4, 9)
-    text = " ".join((ROOT / "README.md").read_text().split())
-
-    def areas(name):
-        return [np.mean([by_hand["embedded", a, name, s][1] for s in seeds]) for a in experiment.ALGORITHMS]
-
-    def from_balanced(name):
-        return [f"{abs(a - b):.3f}" for a, b in zip(areas(name), areas("balanced"))]
-
-    def verdict(algorithm, one, other):
-        embedded = TEXT[TEXT.index("## Task: embedded") :].split("\n## ")[0]
-        [line] = [line for line in embedded.splitlines() if line.startswith(f"| {algorithm} | {one} | {other} |")]
-        return line.split(" | ")[-1].strip(" |")
-
-    assert (
-        "beats balanced weights ({:.3f} with GRPO, {:.3f} RLOO, {:.3f} REINFORCE++)".format(*areas("balanced")) in text
-    )
-    for name, said in (("hypervolume", "hypervolume-guided weighting is {} to {} behind"),
-                       ("gradient", "gradient-based weighting {} to {}.")):  # fmt: skip
-        assert said.format(min(from_balanced(name)), max(from_balanced(name))) in text
-        assert all(verdict(title, name, "balanced") == f"{name} is behind balanced" for title in report.TITLES.values())
-    assert "`ascent`, is {}, {} and {} ahead (the latter two surely)".format(*from_balanced("ascent")) in text
-    verdicts = [verdict(title, "ascent", "balanced") for title in report.TITLES.values()]
-    assert verdicts == ["no difference survives", *["ascent is ahead of balanced"] * 2]
-    assert "that favour brevity ({:.3f}, {:.3f}, {:.3f})".format(*areas("efficiency-focused")) in text
-    assert all(e > a for e, a in zip(areas("efficiency-focused"), areas("ascent")))
-    moving, fixed = ("gradient", "ascent"), ("balanced", "clarity-focused")
-    other = [np.mean([by_hand["other", "grpo", v, s][1] for s in seeds]) for v in moving + fixed]
-    assert (
-        "weighting ({:.3f}) and `ascent` ({:.3f}, which loses them again) are ahead of balanced ({:.3f})".format(*other)
-        in text
-    )
-    there = np.mean([by_hand["embedded", "grpo", "clarity-focused", s][1] for s in seeds])
-    assert f"but not surely of weights that favour clarity ({other[3]:.3f}; above, {there:.3f})." in text
+    assert f"| GRPO | gradient | balanced | 5 | {d.mean():.3f} ± {half:.3f} |" in RESULTS
 
 
 def test_holm():
-    """The example of Holm (1979) in most textbooks: .01, .02, .03, .04 become .04, .06, .06, .06."""
+    """The example of most textbooks: .01, .02, .03, .04 become .04, .06, .06, .06."""
     assert report.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
 
 
-def test_steps_to_95_per_cent_by_hand():
-    """Of a weighting that gets there: with each seed, the first evaluation at 95% of what balanced weights end at."""
+def test_steps_to_95_percent_by_hand():
+    """Hypervolume-guided weighting, GRPO. Balanced weights, the best fixed ones, set the goal of a seed."""
     reached = []
-    for seed in range(4, 9):
-        goal = 0.95 * runs_by_hand()["embedded", "grpo", "balanced", seed][0]
-        with open(ROOT / "benchmarks/results.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row["task"] == "embedded" and row["algorithm"] == "grpo"]
-        rows = [row for row in rows if row["variant"] == "hypervolume" and int(row["seed"]) == seed]
-        points = np.array([[float(row[name]) for name in ("accuracy", "conciseness", "clarity")] for row in rows])
+    for seed in MAIN_SEEDS:
+        goal = 0.95 * BY_HAND["embedded", "grpo", "balanced", seed][0]
+        with open(ROOT / "experiment/results.csv", newline="") as file:
+            key = ["embedded", "grpo", "hypervolume", str(seed)]
+            rows = [row for row in csv.DictReader(file) if list(row.values())[:4] == key]
+        points = np.array([[float(row[name]) for name in OBJECTIVES] for row in rows])
         for i, row in enumerate(rows):
             if moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) >= goal:
                 reached.append(int(row["step"]))
                 break
-    line = next(line for line in TEXT.splitlines() if line.startswith("| GRPO | hypervolume | 5 |"))
+    line = next(line for line in RESULTS.splitlines() if line.startswith("| GRPO | hypervolume | 5 |"))
     assert line.endswith(f"| {sorted(reached)[len(reached) // 2]:.0f} ({len(reached)} of 5) |")
 
 
-def test_an_ablation_counts_the_first_60_steps_only():
-    """By the end of the lines that it shows: those of step 60, from the CSV."""
-    with open(ROOT / "benchmarks/results.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if list(row.values())[:3] == ["embedded", "grpo", "balanced"]]
+def test_ablations_count_the_first_60_steps_only():
+    with open(ROOT / "experiment/results.csv", newline="") as file:
+        rows = [
+            row for row in csv.DictReader(file) if list(row.values())[:3] == ["embedded", "grpo", "balanced"]
+        ]
     last = [float(row["accuracy"]) for row in rows if row["seed"] in "123" and row["step"] == "60"]
-    short = report.measured(EMBEDDED[EMBEDDED["step"] <= report.ABLATED])
-    shown = report.ablation(report.of_variants(short[short["seed"].between(1, 3)], ["balanced"]))
-    assert f" {np.mean(last):.3f} ± " in shown and len(last) == 3
+    short = report.measure_all(EMBEDDED[EMBEDDED["step"] <= report.ABLATION_STEPS])
+    table = report.ablation_table(report.select_variants(short[short["seed"].between(1, 3)], ["balanced"]))
+    assert len(last) == 3 and f" {np.mean(last):.3f} ± " in table
 
 
-def test_a_longer_run_takes_the_place_of_a_shorter_one(tmp_path):
-    """As of an ablation's first 60 steps: else its case would have two rows of a step. Others stay to the byte."""
+def test_runs_are_compared_up_to_the_end_of_the_shortest():
+    """If one run is cut off, all are cut off at its end or before. Seeds 1 to 3 are left out."""
+    main = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] >= 4)]
+    is_cut = (main["variant"] == "balanced") & (main["seed"] == 6) & (main["step"] > 70)
+    early = EMBEDDED[(EMBEDDED["algorithm"] == "grpo") & EMBEDDED["seed"].between(1, 3)].assign(
+        algorithm="rloo"
+    )
+    comparable = report.comparable_evaluations(pandas.concat([main[~is_cut], early]))
+    pandas.testing.assert_frame_equal(comparable, main[main["step"] <= 70])
+    assert len(comparable) == 6 * 5 * 8
+
+    main.loc[is_cut & (main["step"] == 80), "step"] = 75  # a step that the other runs lack
+    comparable = report.comparable_evaluations(main[~is_cut | (main["step"] == 75)])
+    assert comparable["step"].max() == 70 and len(comparable) == 6 * 5 * 8
+
+
+def test_a_front_ends_at_its_last_point():
+    points = np.array([[0.2, 0.9], [0.5, 0.4], [0.6, 0.1]])
+    best = report.best_attained(points, [0.1, 0.3, 0.6, 0.7])
+    assert best == pytest.approx([0.9, 0.4, 0.1, np.nan], nan_ok=True)
+
+
+def test_report_of_another_task(tmp_path, monkeypatch):
+    """One seed of two weightings, a limit of 512 tokens: no comparison, lengths in tokens, all pictures."""
+    runs = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] == 4)]
+    runs = runs[runs["variant"].isin(["balanced", "gradient"])].assign(task="mine", seed=1)
+    runs.assign(length=512 * (1 - runs["conciseness"])).to_csv(tmp_path / "results.csv", index=False)
+    command = ["report.py", "--results", f"{tmp_path}/results.csv", "--output", f"{tmp_path}"]
+    monkeypatch.setattr(sys, "argv", command)
+    report.main()
+    text = (tmp_path / "RESULTS.md").read_text()
+    is_last = (runs["variant"] == "gradient") & (runs["step"] == 120)
+    length = 512 * (1 - runs.loc[is_last, "conciseness"].item())
+    assert "## Task: mine" in text and "| RLOO | gradient | 1 |" in text and f" {length:.1f} |" in text
+    assert not any(word in text for word in ("against", "chosen", "embedded", "Nash"))
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"experiment-volumes.png", "experiment-mine-fronts.png", "experiment-mine-weights.png"}
+
+
+# Runs
+
+
+def test_a_longer_run_replaces_a_shorter_one(tmp_path):
+    """Otherwise its case would have two rows for a step. The rows of other cases do not change."""
     path, case = tmp_path / "results.csv", ("embedded", "grpo", "balanced", 1)
-    titles, start = ",".join(experiment.FIELDS) + "\n", "embedded,grpo,balanced,1,"
+    titles, start = ",".join(experiment.COLUMNS) + "\n", "embedded,grpo,balanced,1,"
     other = "embedded,grpo,balanced,11,60,0.5,0.5,0.5,48.0,,,,1.0,9\n"
     path.write_text(f"{titles}{start}60,0.1,0.1,0.1,86.4,,,,1.0,9\n{other}")
-    lines = [60, 0.2, 0.2, 0.2, 76.8, "", "", "", 1.0, 8], [120, 0.3, 0.3, 0.3, 67.2, "", "", "", 1.0, 16]
-    experiment.record(path, case, iter(lines))
+    rows = [60, 0.2, 0.2, 0.2, 76.8, "", "", "", 1.0, 8], [120, 0.3, 0.3, 0.3, 67.2, "", "", "", 1.0, 16]
+    experiment.record(path, case, iter(rows))
     new = f"{start}60,0.2,0.2,0.2,76.8,,,,1.0,8\n{start}120,0.3,0.3,0.3,67.2,,,,1.0,16\n"
     assert path.read_text() == titles + other + new
 
 
-@pytest.mark.parametrize("name, said", [("SGD", "SGD 0.0"), ("rewarded by p", "AdamW 0.75"), (None, "AdamW 0.0")])
-def test_a_change_is_made_before_the_script_runs(tmp_path, monkeypatch, name, said):
-    """A response of 24 of 96 tokens, as long as the mean, in a script that writes to its folder what it then sees."""
-    (tmp_path / "toy_dynw.py").write_text(
-        "import pathlib, rewards, sys, torch\n"
-        "folder = pathlib.Path(sys.argv[sys.argv.index('--output-dir') + 1])\n"
-        "reward = rewards.OBJECTIVES['conciseness'](length=24, mean_length=24)\n"
-        "folder.mkdir(), (folder / 'seen').write_text(f'{torch.optim.AdamW.__name__} {reward}')\n"
+def test_the_evaluations_of_a_run(tmp_path):
+    """r_pareto is averaged since the previous evaluation, and seconds are summed. Step 0 has no weights."""
+    scores = ', "eval/completions/mean_length": 48, ' + ", ".join(
+        f'"eval/performance/{name}": 0.5' for name in OBJECTIVES
     )
-    monkeypatch.setattr(experiment, "ROOT", tmp_path)
-    (tmp_path / "rewards.py").symlink_to(ROOT / "rewards.py")
-    experiment.train("toy", "", 1, 1, tmp_path / "run", [], experiment.CHANGES.get(name))
-    assert (tmp_path / "run/seen").read_text() == said
+    weights = ", ".join(f'"weights/{name}": 0.25' for name in OBJECTIVES)
+    lines = [
+        f'{{"step": 0, "time/validate": 1{scores}}}',
+        f'{{"step": 1, "time/rollout": 2, "r_pareto": 1.0, {weights}}}',
+        f'{{"step": 2, "time/rollout": 3, "time/update": 4, "r_pareto": 2.0, {weights}{scores}}}',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert list(experiment.evaluations(tmp_path)) == [
+        [0, 0.5, 0.5, 0.5, 48, "", "", "", 1.0, 1],
+        [2, 0.5, 0.5, 0.5, 48, 0.25, 0.25, 0.25, 1.5, 10],
+    ]
 
 
-@pytest.mark.parametrize("steps, said", [(180, " --steps 180"), (120, "")])
-def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path, monkeypatch, steps, said):
-    """A run that is as long as it was to be is resumed without --steps, which --lr-schedule polynomial refuses."""
-    (tmp_path / "toy_dynw.py").write_text(
-        "import pathlib, sys; pathlib.Path('seen').write_text(' '.join(sys.argv[1:]))"
-    )
+@pytest.mark.parametrize("steps, flags", [(180, " --steps 180"), (120, "")])
+def test_a_longer_run_continues_from_its_checkpoint(tmp_path, monkeypatch, steps, flags):
+    """A run with unchanged steps is resumed without --steps, which a polynomial schedule refuses."""
+    script = "import pathlib, sys; pathlib.Path('arguments').write_text(' '.join(sys.argv[1:]))"
+    (tmp_path / "toy_dynw.py").write_text(script)
     (tmp_path / "checkpoint.pt").touch()
     (tmp_path / "args.json").write_text('{"steps": 120}')
     monkeypatch.setattr(experiment, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    experiment.train("toy", "--weighting ascent", 1, steps, tmp_path, [], None)
-    assert (tmp_path / "seen").read_text() == f"--resume {tmp_path}{said}"
+    experiment.train("toy", ["--weighting", "nash"], 1, steps, tmp_path)
+    assert (tmp_path / "arguments").read_text() == f"--resume {tmp_path}{flags}"
 
 
 @pytest.mark.parametrize(
-    "flags, said",
+    "flags, message",
     [
-        ("--learning-rate 1e-6", "--task: with"),
-        ("--task my/task", "--task: with"),
-        ("--task mine --weighting fixed", "--weighting: set by"),
-        ("--task mine --output-dir x", "--output-dir: set by"),
-        ("--task mine --max-grad-norm 0.5", "was begun with"),
-        ("--task mine --learning-rate 1e-6", "was begun with '--learning-rate 1e-5'"),
+        ("--learning-rate 1e-6", "--task: a name"),
+        ("--task my/task", "--task: a name"),
+        ("--task mine --weighting fixed", "--weighting: the experiment sets"),
+        ("--task mine --output-dir x", "--output-dir: the experiment sets"),
+        ("--task mine --max-grad-norm 0.5", "has the flags"),
+        ("--task mine --learning-rate 1e-6", "has the flags '--learning-rate 1e-5'"),
         ("--steps 0", "--jobs, --steps"),
         ("--variants none", "--variants: no none"),
         ("--results {}/other.csv", "columns"),
     ],
 )
-def test_what_would_mix_runs_is_refused(tmp_path, monkeypatch, capsys, flags, said):
+def test_flags_that_would_mix_runs_are_refused(tmp_path, monkeypatch, capsys, flags, message):
     (tmp_path / "mine.txt").write_text("--learning-rate 1e-5")
     (tmp_path / "other.csv").write_text("a,b\n")
     monkeypatch.setattr(experiment, "train", None)
     command = ["experiment.py", "--runs", f"{tmp_path}", "--results", f"{tmp_path}/r.csv"]
     monkeypatch.setattr(sys, "argv", command + flags.format(tmp_path).split())
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as error:
         experiment.main()
     lines = capsys.readouterr().err.splitlines()
-    assert stopped.value.code == 2 and said in lines[-1] and "experiment.py: error: " in lines[-1]
+    assert error.value.code == 2 and "experiment.py: error: " in lines[-1] and message in lines[-1]
 
 
-def test_runs_are_compared_as_far_as_the_shortest_goes():
-    """With one run cut off, all are cut off there, or before. On the embedded task, seeds 1 to 3 do not count."""
-    main = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] >= 4)]
-    is_cut = (main["variant"] == "balanced") & (main["seed"] == 6) & (main["step"] > 70)
-    early = EMBEDDED[(EMBEDDED["algorithm"] == "grpo") & EMBEDDED["seed"].between(1, 3)].assign(algorithm="rloo")
-    found = report.judged(pandas.concat([main[~is_cut], early]))
-    pandas.testing.assert_frame_equal(found, main[main["step"] <= 70])
-    assert len(found) == 6 * 5 * 8
-    main.loc[is_cut & (main["step"] == 80), "step"] = 75
-    found = report.judged(main[~is_cut | (main["step"] == 75)])
-    assert found["step"].max() == 70 and len(found) == 6 * 5 * 8
+# Texts
 
 
-def test_a_task_of_ones_own_is_reported_whatever_its_seeds(tmp_path, monkeypatch):
-    """One seed of two weightings, a limit of 512 tokens: no comparison, lengths in tokens, all pictures."""
-    own = EMBEDDED[(EMBEDDED["algorithm"] == "rloo") & (EMBEDDED["seed"] == 4)]
-    own = own[own["variant"].isin(["balanced", "gradient"])].assign(task="mine", seed=1)
-    own.assign(length=512 * (1 - own["conciseness"])).to_csv(tmp_path / "results.csv", index=False)
-    monkeypatch.setattr(sys, "argv", ["report.py", "--results", f"{tmp_path}/results.csv", "--output", f"{tmp_path}"])
-    report.main()
-    text = (tmp_path / "RESULTS.md").read_text()
-    last = 512 * (1 - own.loc[(own["variant"] == "gradient") & (own["step"] == 120), "conciseness"].item())
-    assert "## Task: mine" in text and "| RLOO | gradient | 1 |" in text and f" {last:.1f} |" in text
-    assert "against" not in text and "chosen" not in text and "embedded" not in text
-    drawn = {path.name for path in tmp_path.glob("*.png")}
-    assert drawn == {"experiment-volumes.png", "experiment-mine-fronts.png", "experiment-mine-weights.png"}
-
-
-def test_by_area_the_largest_learning_rate_leads():
-    tried = RUNS[(RUNS["task"] == "embedded") & (RUNS["seed"] == 0)]
-    leading = tried.loc[tried.groupby("algorithm")["area"].idxmax(), "variant"]
-    assert leading.tolist() == ["balanced, learning rate 4e-5"] * 3
-
-
-def test_a_front_ends_where_its_points_do():
-    points = np.array([[0.2, 0.9], [0.5, 0.4], [0.6, 0.1]])
-    assert report.best_attained(points, [0.1, 0.3, 0.6, 0.7]) == pytest.approx([0.9, 0.4, 0.1, np.nan], nan_ok=True)
-
-
-def test_the_order_by_area_is_the_same_under_all_algorithms():
-    judged = RUNS[(RUNS["task"] == "embedded") & (RUNS["seed"] >= 4) & RUNS["variant"].isin(experiment.MAIN)]
-    areas = judged.groupby(["algorithm", "variant"])["area"].mean().unstack(0)
-    expected = ["accuracy-focused", "gradient", "hypervolume", "balanced", "ascent", "efficiency-focused"]
-    for algorithm in experiment.ALGORITHMS:
-        assert areas[algorithm].sort_values().index.tolist() == expected
-    assert 0.003 < (areas["reinforce"] - areas["grpo"]).abs().max() < 0.004  # "all six areas are within 0.004"
-
-
-def test_what_the_text_says_of_conciseness_rewarded_as_p_counts_it():
-    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
-    names = ("ascent, rewarded by p", "balanced, rewarded by p")
-    ascent, balanced = (EMBEDDED[EMBEDDED["variant"] == name] for name in names)
-
-    def boxes(runs):
-        return runs[["accuracy", "conciseness", "clarity"]].prod(axis=1).groupby(runs["step"]).mean()
-
-    assert boxes(ascent).loc[60:].round(2).tolist() == [0.35] * 7
-    assert (
-        "a box of 0.35 from step 60 to step 120, with an accuracy of {:.3f} there".format(
-            ascent.loc[ascent["step"] == 120, "accuracy"].mean()
-        )
-        in text
-    )
-    last = balanced[balanced["step"] == 120].sort_values("seed")["accuracy"]
-    before = balanced.loc[balanced["step"] == 110, "accuracy"].mean()
-    assert f"balanced weights one of {boxes(balanced)[120]:.3f} at step 120, with {last.mean():.3f} (" in text
-    assert "({:.3f}, {:.3f} and {:.3f}, after {:.3f} ten steps before)".format(*last, before) in text
-    areas = [report.measured(runs)["area"].mean() for runs in (ascent, balanced)]
-    assert "costs them area ({:.3f} and {:.3f})".format(*areas) in text
-
-
-def test_what_the_text_says_of_the_other_task():
-    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
-    text = text[text.index("## Another task ") : text.index("## Ablations ")]
-    other = EVALUATIONS[EVALUATIONS["task"] == "other"]
-    means = other.groupby(["variant", "step"])[experiment.FIELDS[5:-1]].mean()
-    order = [
-        "ascent",
-        "gradient",
-        "clarity-focused",
-        "accuracy-focused",
-        "efficiency-focused",
-        "balanced",
-        "hypervolume",
+def test_the_numbers_of_the_main_readme():
+    """Each number with three decimals is a mean area or its distance from that of balanced weights."""
+    text = "".join((ROOT / "README.md").read_text().split("```")[::2])  # without blocks of code
+    numbers = set(re.findall(r"(?<![\d.])0\.\d{3}(?!\d)", text))
+    cases = {key[:3] for key in BY_HAND if key[3] in MAIN_SEEDS}
+    areas = {case: mean_area(*case) for case in cases}
+    distances = [
+        abs(area - areas[task, algorithm, "balanced"]) for (task, algorithm, _), area in areas.items()
     ]
-    by_hand = runs_by_hand()
-    areas = {name: [by_hand["other", "grpo", name, seed][1] for seed in range(4, 9)] for name in order}
-    assert f"| {' | '.join(f'{np.mean(areas[name]):.3f}' for name in order)} |" in text
-    found = report.measured(other[other["step"] <= 120]).groupby("variant")["area"].mean().sort_values(ascending=False)
-    assert found.index[:3].tolist() == order[:3]
-    embedded = {
-        name: np.mean([by_hand["embedded", "grpo", name, seed][1] for seed in range(4, 9)])
-        for name in (*report.FIXED, "ascent")
-    }
-    assert max(report.FIXED[:3], key=embedded.get) == "efficiency-focused"
-    assert max(report.FIXED[:3], key=lambda name: np.mean(areas[name])) == "accuracy-focused"
-    assert "with {clarity-focused:.3f} beside {ascent:.3f}.".format(**embedded) in text
-    assert "between {:.3f} and {:.3f}.".format(min(areas["accuracy-focused"]), max(areas["accuracy-focused"])) in text
-    table = TEXT[TEXT.index("## Task: other") :]
-    lines = [line for line in TEXT.splitlines() if line.startswith("| GRPO | ascent | clarity-focused |")]
-    assert len(lines) == 2 and all("no difference survives" in line for line in lines)  # "cannot be told from ascent"
-    for name in ("gradient", "ascent"):
+    assert len(numbers) > 5
+    assert numbers <= {f"{number:.3f}" for number in [*areas.values(), *distances]}
+
+
+def test_the_table_of_the_findings():
+    lines = (ROOT / "experiment/README.md").read_text().splitlines()
+    columns = [*(("embedded", algorithm) for algorithm in experiment.ALGORITHMS), ("other", "grpo")]
+    for variant in report.FIXED + report.DYNAMIC:
+        title = f"{variant} (control)" if variant == "clarity-focused" else variant
+        has_run = [(*column, variant, 4) in BY_HAND for column in columns]
+        cells = [
+            f" {mean_area(*column, variant):.3f} |" if run else " |" for column, run in zip(columns, has_run)
+        ]
+        assert f"| {title} |{''.join(cells)}" in lines
+
+
+def test_the_fixed_weights_of_the_findings():
+    text = read_text("experiment/README.md", "## Findings", "**Embedded task.**")
+    variants = {**experiment.MAIN, **experiment.CONTROL}
+    assert variants["balanced"] == ""
+    for name in ("accuracy-focused", "efficiency-focused", "clarity-focused"):
+        assert f"{variants[name].removeprefix('--weights ')} ({name})" in text
+
+
+def test_the_findings_on_the_embedded_task():
+    text = read_text("experiment/README.md", "**Embedded task.**", "**Other task.**")
+    algorithms = experiment.ALGORITHMS
+
+    def distances(variant):
+        pairs = [
+            (mean_area("embedded", a, variant), mean_area("embedded", a, "balanced")) for a in algorithms
+        ]
+        return [f"{abs(area - balanced):.3f}" for area, balanced in pairs]
+
+    for variant, sentence in (
+        ("hypervolume", "hypervolume-guided weighting by {} to {}"),
+        ("gradient", "gradient-based weighting by {} to {}."),
+    ):
+        assert sentence.format(min(distances(variant)), max(distances(variant))) in text
+        for algorithm in algorithms:
+            assert verdict("embedded", algorithm, variant, "balanced") == f"{variant} is behind balanced"
+    sentence = "is ahead of balanced weights by {} (GRPO), {} (RLOO) and {} (REINFORCE++)."
+    assert sentence.format(*distances("nash")) in text
+    verdicts = [verdict("embedded", algorithm, "nash", "balanced") for algorithm in algorithms]
+    assert verdicts == ["not significant", *["nash is ahead of balanced"] * 2]
+    for algorithm in algorithms:
+        areas = {name: mean_area("embedded", algorithm, name) for name in experiment.MAIN}
+        assert max(areas, key=areas.get) == "efficiency-focused"
+
+
+def test_no_dynamic_weighting_is_ahead_of_the_best_fixed_one():
+    for task, algorithms in (("embedded", experiment.ALGORITHMS), ("other", ["grpo"])):
+        for algorithm in algorithms:
+            areas = {name: mean_area(task, algorithm, name) for name in report.FIXED[:3]}
+            for weighting in report.DYNAMIC:
+                assert "ahead" not in verdict(task, algorithm, weighting, max(areas, key=areas.get))
+
+
+def test_the_findings_on_the_other_task():
+    text = read_text("experiment/README.md", "**Other task.**", "**Ablations**")
+    areas = [BY_HAND["other", "grpo", "accuracy-focused", seed][1] for seed in MAIN_SEEDS]
+    assert f"whose areas lie between {min(areas):.3f} and {max(areas):.3f}." in text
+    for weighting in ("gradient", "nash"):
         for fixed in report.FIXED:
-            [line] = [line for line in table.splitlines() if line.startswith(f"| GRPO | {name} | {fixed} | 5 |")]
             is_ahead = fixed in ("balanced", "efficiency-focused")
-            assert line.endswith(f" | {name} is ahead of {fixed} |" if is_ahead else " | no difference survives |")
+            expected = f"{weighting} is ahead of {fixed}" if is_ahead else "not significant"
+            assert verdict("other", "grpo", weighting, fixed) == expected
+    for task, best in (("embedded", "efficiency-focused"), ("other", "accuracy-focused")):
+        assert max(report.FIXED[:3], key=lambda name: mean_area(task, "grpo", name)) == best
+        assert verdict(task, "grpo", "nash", "clarity-focused") == "not significant"
+
+
+def test_the_order_by_area_is_the_same_with_all_algorithms():
+    order = ["accuracy-focused", "gradient", "hypervolume", "balanced", "nash", "efficiency-focused"]
+    areas = {a: {name: mean_area("embedded", a, name) for name in order} for a in experiment.ALGORITHMS}
+    for by_variant in areas.values():
+        assert sorted(order, key=by_variant.get) == order
+    distances = [abs(areas["reinforce"][name] - areas["grpo"][name]) for name in order]
+    bound = math.ceil(1000 * max(distances)) / 1000
+    assert f"all six areas are within {bound:.3f} of GRPO's." in read_text("experiment/README.md", "## Why")
+
+
+def test_the_choice_of_the_learning_rate():
+    """2e-5 has the largest final hypervolume with each algorithm, 4e-5 the largest area."""
+    runs = RUNS[(RUNS["task"] == "embedded") & (RUNS["seed"] == 0)]
+    text = read_text("experiment/README.md", "- **The learning rate**", "### Limits")
+    assert "where 2e-5 is best. By area, 4e-5 is best with each algorithm." in text
+    for measure, rate in (("hv", "2e-5"), ("area", "4e-5")):
+        best = runs.loc[runs.groupby("algorithm")[measure].idxmax(), "variant"]
+        assert best.tolist() == [f"balanced, learning rate {rate}"] * 3
+
+
+@pytest.fixture(scope="module")
+def other():
+    """The evaluations of the other task, and their means by variant and step."""
+    evaluations = EVALUATIONS[EVALUATIONS["task"] == "other"]
+    return evaluations, evaluations.groupby(["variant", "step"])[experiment.COLUMNS[5:-1]].mean()
+
+
+def test_the_three_best_on_the_other_task_after_120_steps(other):
+    evaluations, _ = other
+    areas = report.measure_all(evaluations[evaluations["step"] <= 120]).groupby("variant")["area"].mean()
+    by_hand = {name: mean_area("other", "grpo", name) for name in report.FIXED + report.DYNAMIC}
+    assert areas.nlargest(3).index.tolist() == sorted(by_hand, key=by_hand.get)[:-4:-1]
+    clarity = evaluations[(evaluations["variant"] == "balanced") & (evaluations["step"] == 120)]["clarity"]
+    assert clarity.min() > 0 and clarity.max() < 0.25  # "had only begun to recover clarity"
+
+
+def test_the_course_of_the_other_task(other):
+    text = read_text("experiment/README.md", "### The other task", "## Tables")
+    evaluations, means = other
     start, ten = means.xs(0, level=1).iloc[0], means.xs(10, level=1)
-    assert "From an accuracy of {accuracy:.2f} and a clarity of {clarity:.2f}, all".format(**start) in text
-    assert 0.73 <= ten["accuracy"].min() < 0.74 and set(ten["length"].round()) == {40}
-    assert other.loc[other["step"].between(10, 30), "clarity"].max() < 0.005
-    is_clear = means["clarity"] > 0.999
-    lengths = means.loc[is_clear, "length"].round()
-    assert f"clear response has some {lengths.min():.0f} to {lengths.max():.0f} tokens" in text
-    assert round(means.loc[("balanced", 40), "length"]) == 41
-    clear = (
-        other[other["clarity"] > 0.9].groupby(["variant", "seed"])["step"].min().groupby("variant").agg(["min", "max"])
-    )
-    assert "above 0.9 at step 70 with gradient-based" in text and clear.loc["gradient"].tolist() == [70, 70]
-    assert "at steps {} to {} with `ascent`".format(*clear.loc["ascent"]) in text
+    assert "an accuracy of {accuracy:.2f} and a clarity of {clarity:.2f}.".format(**start) in text
+    assert "the mean accuracy is 0.73 or more" in text and 0.73 <= ten["accuracy"].min() < 0.74
+    assert "the mean length is 40 tokens." in text and set(ten["length"].round()) == {40}
+    early = evaluations[evaluations["step"].between(10, 30)]
+    assert f"it is {early['clarity'].max():.2f} at steps 10 to 30." in text
+    lengths = means.loc[means["clarity"] > 0.999, "length"].round()
+    assert f"A clear response has {lengths.min():.0f} to {lengths.max():.0f} tokens" in text
+    assert f"a terse one {means.loc[('balanced', 40), 'length']:.0f}." in text
+
+    clear = evaluations[evaluations["clarity"] > 0.9].groupby(["variant", "seed"])["step"].min()
+    clear = clear.groupby("variant").agg(["min", "max"])
+    assert "at step 70 with gradient-based" in text and clear.loc["gradient"].tolist() == [70, 70]
+    assert "at steps {} to {} with Nash weighting".format(*clear.loc["nash"]) in text
     assert "at steps {} to {} with the control".format(*clear.loc["clarity-focused"]) in text
-    assert "at {} or {} with balanced".format(*clear.loc["balanced"]) in text
-    assert "efficiency-focused weights until step 120" in text and set(clear.loc["efficiency-focused"]) == {120}
-    assert "accuracy-focused ones from {} to {}.".format(*clear.loc["accuracy-focused"]) in text
-    assert "same weights, turns at {} to {}: while".format(*clear.loc["hypervolume"]) in text
-    at_40, at_10 = means.loc["gradient", 40], means.loc["ascent", 10]
-    assert "conciseness ({w_conciseness:.2f} of the weight at step 40, clarity {w_clarity:.2f})".format(**at_40) in text
+    assert "at step {} or {} with balanced weights".format(*clear.loc["balanced"]) in text
+    assert "at step 120 (efficiency-focused)" in text and set(clear.loc["efficiency-focused"]) == {120}
+    assert "at steps {} to {} (accuracy-focused).".format(*clear.loc["accuracy-focused"]) in text
+    assert "gets there at steps {} to {}.".format(*clear.loc["hypervolume"]) in text
+
+    at_40, at_10 = means.loc["gradient", 40], means.loc["nash", 10]
+    assert "conciseness ({w_conciseness:.2f} at step 40, clarity {w_clarity:.2f})".format(**at_40) in text
     assert "clarity ({w_clarity:.2f} at step 10, conciseness {w_conciseness:.2f})".format(**at_10) in text
-    is_stuck = (other["variant"] == "hypervolume") & other["step"].between(20, 100)
-    assert other.loc[is_stuck, "clarity"].max() == 0 and other.loc[is_stuck, "r_pareto"].mean().round(2) == 0.5
-    ends = {name: np.mean([by_hand["other", "grpo", name, seed][0] for seed in range(4, 9)]) for name in order}
-    four, three = ("ascent", "accuracy-focused", "clarity-focused", "gradient"), order[4:]
-    assert ", ".join(f"{ends[name]:.3f} ({name})" for name in four) in text
-    assert f"and {min(ends[v] for v in three):.3f} to {max(ends[v] for v in three):.3f}." in text
-    ascent, last = means.loc["ascent"], other[other["step"] == 180].set_index("variant")
-    assert "clarity is {:.2f} at step 130 and {:.2f} at step 180".format(*ascent.loc[[130, 180], "clarity"]) in text
-    boxes = last[["accuracy", "conciseness", "clarity"]].prod(axis=1).groupby("variant").mean()
-    least = boxes.drop("ascent").min()
-    assert f"its volume is {boxes['ascent']:.3f}, the others' at least {least:.3f}." in text
-    assert last["clarity"].drop("ascent").min() > 0.99
-    assert "({w_conciseness:.2f} to {w_clarity:.2f} at step 70)".format(**ascent.loc[70]) in text
+    guided = evaluations[(evaluations["variant"] == "hypervolume") & evaluations["step"].between(20, 100)]
+    assert guided["clarity"].max() == 0 and f"r_pareto is {guided['r_pareto'].mean():.2f}." in text
+    assert "r_pareto is 0.50." in text
+
+
+def test_the_end_of_the_other_task(other):
+    text = read_text("experiment/README.md", "**At the end**, the fronts", "## Tables")
+    evaluations, means = other
+    names = ("nash", "accuracy-focused", "clarity-focused", "gradient")
+    others = ("efficiency-focused", "balanced", "hypervolume")
+    volumes = {
+        name: np.mean([BY_HAND["other", "grpo", name, seed][0] for seed in MAIN_SEEDS])
+        for name in names + others
+    }
+    low, high = (limit(volumes[name] for name in others) for limit in (min, max))
+    assert ", ".join(f"{volumes[name]:.3f} ({name})" for name in names) in text
+    assert f"and {low:.3f} to {high:.3f} with the others." in text
+
+    nash, last = means.loc["nash"], evaluations[evaluations["step"] == 180].set_index("variant")
+    clarity = nash.loc[[130, 180], "clarity"]
+    assert "clarity is {:.2f} at step 130 and {:.2f} at step 180.".format(*clarity) in text
+    products = last[OBJECTIVES].prod(axis=1).groupby("variant").mean()
+    least = products.drop("nash").min()
+    assert f"last point is {products['nash']:.3f}, that of the others is at least {least:.3f}." in text
+    assert last["clarity"].drop("nash").min() > 0.99
+    assert "({w_conciseness:.2f} and {w_clarity:.2f} at step 70)".format(**nash.loc[70]) in text
 
 
 @pytest.fixture(scope="module")
 def ablated():
-    """Of each variant of the ablations: its runs, cut off at step 60."""
-    short = EMBEDDED[EMBEDDED["step"] <= report.ABLATED]
-    runs = report.measured(short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)])
+    """The runs of each variant of the ablations, cut off at step 60."""
+    short = EMBEDDED[EMBEDDED["step"] <= report.ABLATION_STEPS]
+    runs = report.measure_all(short[(short["algorithm"] == "grpo") & short["seed"].between(1, 3)])
+    assert set(experiment.ABLATIONS) <= set(runs["variant"])
+    assert all(runs.groupby("variant").size() == 3)
     return dict(list(runs.groupby("variant")))
 
 
-def test_r_pareto_on_the_reward_does_what_balanced_weighting_does(ablated):
-    """In each mean four times as near to it as r_pareto on the advantage is."""
+def test_r_pareto_on_the_reward_has_the_results_of_balanced_weights(ablated):
+    """Both means are four times as close to those of balanced weights as with r_pareto on the advantage."""
     for measure in ("hv", "accuracy"):
         balanced = ablated["balanced"][measure].mean()
-        off, on = (ablated[f"hypervolume{where}"][measure].mean() for where in (", r_pareto on the reward", ""))
-        assert abs(off - balanced) < abs(on - balanced) / 4
+        on_reward = ablated["hypervolume, r_pareto on the reward"][measure].mean()
+        on_advantage = ablated["hypervolume"][measure].mean()
+        assert abs(on_reward - balanced) < abs(on_advantage - balanced) / 4
 
 
-def test_what_the_text_says_of_the_ablations(ablated):
-    text = " ".join((ROOT / "benchmarks/README.md").read_text().split())
-    text = text[text.index("## Ablations ") : text.index("## Why ")]
-    assert all(len(runs) == 3 for runs in ablated.values()) and set(experiment.ABLATIONS) <= set(ablated)
+def test_the_text_on_the_ablations(ablated):
+    text = read_text("experiment/README.md", "**Ablations**", "## How to reproduce")
 
     def mean(variant, measure="hv"):
         return f"{ablated[variant][measure].mean():.3f}"
@@ -377,33 +452,65 @@ def test_what_the_text_says_of_the_ablations(ablated):
         return " ".join(f"{w:.2f}" for w in np.mean(np.stack(ablated[variant]["weights"]), 0))
 
     on_reward = mean("hypervolume, r_pareto on the reward")
-    assert f"a hypervolume of {on_reward} beside {mean('balanced')}; on the advantage, {mean('hypervolume')}." in text
-    others = ["hypervolume, scale 1", "hypervolume, scale 2048", "hypervolume, from the initial model"]
-    volumes = [mean(variant) for variant in others]
-    assert f"(mean {ablated[others[0]]['r_pareto'].mean():.2f}), a constant, which" in text
-    assert "out (above): {}. At 2048 it is {}, from the initial model {}.".format(*volumes) in text
-    assert max(volumes) < mean("balanced")
-    assert f"weights end at {weights('gradient, mu x 10')}; at a tenth" in text
-    assert f"clarity has all, {weights('gradient, mu / 10')}." in text
-    assert f"moves none, {weights('gradient, clipped')}:" in text
-    assert f"one of three runs, at step 60 (means {weights('gradient, least weight 0.05')})." in text
-    bounded = EMBEDDED[(EMBEDDED["variant"] == "gradient, least weight 0.05") & (EMBEDDED["step"] > 0)]
-    assert bounded.loc[bounded["w_conciseness"] < 0.0501, "step"].tolist() == [60]
-    assert weights("gradient, least weight 0.15").split()[1] == "0.15"
-    areas = mean("gradient, least weight 0.15", "area"), mean("gradient", "area")
-    assert "and the area is {} beside {}.".format(*areas) in text
-    for name in ("balanced", "gradient"):
-        assert f"from {mean(name, 'area')} to {mean(f'{name}, each normalised', 'area')} ({name})" in text
-    probed = [weights(f"gradient{which}") for which in (", all layers", "", ", last layer")]
-    assert "All lead to {}, the middle half to {}, the last alone to {}.".format(*probed) in text
-    last = EMBEDDED[(EMBEDDED["variant"] == "gradient, last layer") & EMBEDDED["step"].between(30, 60)]
-    assert f"has {last['w_conciseness'].sum() / last['w_accuracy'].sum():.1f} times the weight of accuracy" in text
-    sold = [mean(name, what) for what in ("accuracy", "area") for name in ("gradient, last layer", "balanced")]
-    assert "{} beside {} at step 60, and an area of {} beside {}.".format(*sold) in text
+    assert f"the hypervolume is {on_reward}, with balanced weights {mean('balanced')}." in text
+    assert f"With the meta reward on the advantage, it is {mean('hypervolume')}." in text
+
+    variants = ["hypervolume, scale 1", "hypervolume, scale 2048", "hypervolume, from the initial model"]
+    volumes = [mean(variant) for variant in variants]
+    assert f"stays near 0.5 (mean {ablated[variants[0]]['r_pareto'].mean():.2f})." in text
+    assert f"the hypervolume is {volumes[0]}. With a scale of 2048 it is {volumes[1]}," in text
+    assert f"as reference point it is {volumes[2]}. Balanced weights have {mean('balanced')}." in text
+
+    assert f"the weights end at {weights('gradient, mu x 10')} (accuracy, conciseness, clarity)." in text
+    assert f"clarity gets all the weight: {weights('gradient, mu / 10')}." in text
+    assert f"hardly move, and end at {weights('gradient, clipped')}." in text
+    changes = [
+        f"from {mean(name, 'area')} to {mean(f'{name}, each normalised', 'area')} ({name})"
+        for name in ("balanced", "gradient")
+    ]
+    assert f"The area changes {' and '.join(changes)}." in text
     assert f"on their way, at {weights('gradient, polynomial')}." in text
-    areas = [mean(name, "area") for name in ("balanced, SGD", "hypervolume, SGD", "balanced", "hypervolume")]
-    assert "{} (balanced) and {} (hypervolume), with AdamW {} and {}.".format(*areas) in text
-    order = ["efficiency-focused", "ascent", "balanced", "hypervolume", "gradient", "accuracy-focused"]
-    areas = [mean(f"{name}, learning rate 4e-5", "area") for name in order]
-    assert ", ".join(f"{area} ({name})" for area, name in zip(areas, order)) in text
+
+
+def test_the_text_on_the_probed_layers(ablated):
+    text = read_text("experiment/README.md", "**Probed layers.**", "## How to reproduce")
+    probed = [
+        np.mean(np.stack(ablated[f"gradient{name}"]["weights"]), 0)
+        for name in (", all layers", "", ", last layer")
+    ]
+    probed = [" ".join(f"{w:.2f}" for w in weights) for weights in probed]
+    assert "end at {} with all layers, at {} with the middle half".format(*probed) in text
+    assert f"and at {probed[2]} with the last layer alone." in text
+    last = EMBEDDED[(EMBEDDED["variant"] == "gradient, last layer") & EMBEDDED["step"].between(30, 60)]
+    ratio = last["w_conciseness"].sum() / last["w_accuracy"].sum()
+    assert f"conciseness has {ratio:.1f} times the weight of accuracy in steps 30 to 60." in text
+    numbers = [
+        ablated[name][measure].mean()
+        for measure in ("accuracy", "area")
+        for name in ("gradient, last layer", "balanced")
+    ]
+    sentence = "step 60 is {:.3f} (balanced: {:.3f}), and the area is {:.3f} (balanced: {:.3f})."
+    assert sentence.format(*numbers) in text
+
+
+def test_the_order_with_twice_the_learning_rate(ablated):
+    text = read_text("experiment/README.md", "**Twice the learning rate**", "## How to reproduce")
+    order = ["efficiency-focused", "nash", "balanced", "hypervolume", "gradient", "accuracy-focused"]
+    areas = [ablated[f"{name}, learning rate 4e-5"]["area"].mean() for name in order]
+    assert ", ".join(f"{area:.3f} ({name})" for area, name in zip(areas, order)) in text
     assert areas == sorted(areas, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["experiment/README.md", "experiment/RESULTS.md", "benchmarks/README.md"])
+def test_links_lead_to_files_and_headings(name):
+    def anchors(path):
+        titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    links = re.findall(r"\]\(([^):]+)\)", (ROOT / name).read_text())
+    assert links
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link

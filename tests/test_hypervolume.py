@@ -1,4 +1,4 @@
-"""Hypervolume, Pareto front and contribution. Run: python -m pytest tests"""
+"""Tests of hypervolume.py: hypervolume, contribution and Pareto front. Run: python -m pytest tests"""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ def dominates(a, b):
 
 
 def on_sphere(rng, n, k):
-    """Points (n, k) none of which dominates another."""
+    """Returns points (n, k) of which none dominates another."""
     points = np.abs(rng.normal(size=(n, k)))
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
@@ -33,8 +33,9 @@ def some_points(rng, kind, n, k):
 
 
 def cells_below(points, k):
-    """The cells of the grid {1, 2, 3, 4}^k that integer points dominate, each a cube of volume 1 above the origin."""
-    return {cell for cell in itertools.product(range(1, 5), repeat=k) if any((p >= cell).all() for p in points)}
+    """Returns the cells of the grid {1, 2, 3, 4}^k that integer points dominate. A cell has volume 1."""
+    cells = itertools.product(range(1, 5), repeat=k)
+    return {cell for cell in cells if any((point >= cell).all() for point in points)}
 
 
 # Hypervolume
@@ -52,19 +53,19 @@ def test_hypervolume_against_moocore(k, kind):
     for n in (1, 2, 7, 15):
         points = some_points(rng, kind, n, k)
         for reference in (np.zeros(k), np.full(k, 0.3), rng.uniform(-1, 0.6, size=k)):
-            above = points[(points > reference).all(axis=1)]  # moocore is asked only about points that count
+            above = points[(points > reference).all(axis=1)]  # moocore gets only the points that count
             expected = moocore.hypervolume(above, ref=reference, maximise=True) if len(above) else 0.0
             assert hypervolume(points, reference) == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.slow
 def test_ten_thousand_random_cases_against_moocore():
-    """K from 1 to 6, up to 12 points, many with equal coordinates or below the reference."""
+    """K is 1 to 6. There are 1 to 12 points, many with equal coordinates or below the reference."""
     rng = np.random.default_rng(0)
     for case in range(10000):
         k, reference = case % 6 + 1, rng.uniform(-0.2, 0.3)
         points = rng.uniform(size=(rng.integers(1, 13), k)).round(rng.integers(1, 4))
-        above = points[(points > reference).all(axis=1)]  # moocore is asked only about points that count
+        above = points[(points > reference).all(axis=1)]  # moocore gets only the points that count
         expected = moocore.hypervolume(above, ref=[reference] * k, maximise=True) if len(above) else 0.0
         assert hypervolume(points, [reference] * k) == pytest.approx(expected, rel=1e-9, abs=1e-15), case
 
@@ -110,9 +111,11 @@ def test_points_not_above_the_reference_add_nothing():
 @pytest.mark.parametrize("case", ORACLE["meta_reward"])
 def test_contribution_of_the_authors(case):
     """
-    In raw units (lengths in tokens), with the sign of minimised coordinates flipped. The authors' is a difference of
-    two hypervolumes, which leaves some 1e-13 for a dominated point: ours is exactly 0. All these points exceed the
-    reference in every coordinate: for one that does not, ours is 0, never negative.
+    Points are in raw units (lengths in tokens), and the sign of minimised coordinates is flipped.
+
+    The authors take the difference of two hypervolumes, which leaves about 1e-13 for a dominated point. Here
+    it is exactly 0. All these points exceed the reference in every coordinate. A point that does not has a
+    contribution of 0, never a negative one.
     """
     sign = np.where(case["maximise"], 1, -1)
     point, reference = sign * case["point"], sign * case["reference"]
@@ -134,7 +137,8 @@ def test_contributions_are_differences_and_sum_to_the_hypervolume(k, kind):
     for n, point in enumerate(points):
         gained = contribution(point, points[:n], reference)
         assert type(gained) is float and gained >= 0
-        assert gained == pytest.approx(hypervolume(points[: n + 1], reference) - hypervolume(points[:n], reference))
+        difference = hypervolume(points[: n + 1], reference) - hypervolume(points[:n], reference)
+        assert gained == pytest.approx(difference)
         assert contribution(point, points[: n + 1], reference) == 0
         total += gained
     assert total == pytest.approx(hypervolume(points, reference), rel=1e-12)
@@ -146,7 +150,8 @@ def test_contribution_against_moocore(k):
     for i in range(0, 60, 10):
         others = np.delete(points, i, axis=0)
         both = [moocore.hypervolume(p, ref=np.zeros(k), maximise=True) for p in (points, others)]
-        assert contribution(points[i], others, np.zeros(k)) == pytest.approx(both[0] - both[1], rel=1e-8, abs=1e-12)
+        gained = contribution(points[i], others, np.zeros(k))
+        assert gained == pytest.approx(both[0] - both[1], rel=1e-8, abs=1e-12)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6])
@@ -159,7 +164,7 @@ def test_contribution_counts_the_cells_of_integer_grids(k):
 
 
 @pytest.mark.parametrize("k", [3, 5])
-def test_contribution_is_the_share_of_the_point_s_box_that_no_other_covers(k):
+def test_contribution_is_the_part_of_the_box_that_no_other_point_covers(k):
     rng = np.random.default_rng(k)
     points = rng.uniform(0.2, 0.9, size=(30, k))
     point = np.full(k, 0.8)
@@ -169,11 +174,12 @@ def test_contribution_is_the_share_of_the_point_s_box_that_no_other_covers(k):
 
 
 def test_contribution_is_never_negative():
-    """Where the others leave no more of the point's box than a corner of a last bit, rounding alone decides."""
+    """If the other boxes cover all but a tiny corner of the box, rounding alone decides the sign."""
     rng = np.random.default_rng(0)
     for k in (2, 3, 4) * 100:
         point = rng.uniform(0.1, 1, size=k)
-        others = np.where(np.eye(k, dtype=bool), np.nextafter(point, 0), point)  # each a bit lower in one objective
+        # Each of the others is lower in one objective, by the smallest possible difference.
+        others = np.where(np.eye(k, dtype=bool), np.nextafter(point, 0), point)
         assert 0 <= contribution(point, others, np.zeros(k)) < 1e-15
 
 
@@ -195,14 +201,18 @@ def test_pareto_front_against_brute_force(k):
 
 
 def test_pareto_front_keeps_the_first_of_duplicates():
-    assert pareto_front([[0, 0], [1, 2], [2, 1], [1, 2], [1, 1], [2, 1]]).tolist() == [False, True, True] + [False] * 3
+    mask = pareto_front([[0, 0], [1, 2], [2, 1], [1, 2], [1, 1], [2, 1]])
+    assert mask.tolist() == [False, True, True, False, False, False]
     assert pareto_front([]).tolist() == []
 
 
 # Input
 
 
-@pytest.mark.parametrize("broken", [[0.5, math.nan], [0.5, math.inf], [0.5], [0.5] * 3, [[0.5, 0.5]], 0.5, ["a", "b"]])
+BROKEN_POINTS = [[0.5, math.nan], [0.5, math.inf], [0.5], [0.5] * 3, [[0.5, 0.5]], 0.5, ["a", "b"]]
+
+
+@pytest.mark.parametrize("broken", BROKEN_POINTS)
 def test_broken_input_is_refused_in_one_line(broken):
     good = [0.4, 0.4]
     for call in (
@@ -220,6 +230,9 @@ def test_broken_input_is_refused_in_one_line(broken):
 
 
 def test_a_single_point_must_stand_in_a_list():
-    for call in (lambda: hypervolume([0.5, 0.5], [0, 0]), lambda: contribution([0.5, 0.5], [0.5, 0.5], [0, 0])):
+    for call in (
+        lambda: hypervolume([0.5, 0.5], [0, 0]),
+        lambda: contribution([0.5, 0.5], [0.5, 0.5], [0, 0]),
+    ):
         with pytest.raises(ValueError):
             call()

@@ -16,7 +16,7 @@ FLAGS = ["--prompts-per-step", "8", "--learning-rate", "1e-4"]
 TOGETHER = {
     "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
     "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
-    "ascent": ("grpo_dynw", ["--weighting", "ascent", "--updates-per-step", "2"]),
+    "nash": ("grpo_dynw", ["--weighting", "nash", "--updates-per-step", "2"]),
     "whitened": ("reinforce_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
     "gpt2": ("rloo_dynw", ["--weighting", "gradient", "--mu", "1e-5"]),
 }

@@ -1,6 +1,5 @@
 """What the README quotes is there."""
 
-import copy
 import importlib
 import re
 import subprocess
@@ -8,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PARSERS, ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS
 from test_sync import flags_in
 
 README = (ROOT / "README.md").read_text()
@@ -16,7 +15,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_lines_of_code_beside_the_equations_are_those_of_the_code():
     method = README.split("## The method")[1].split("\n## ")[0]
-    quotes = [re.split(r"\s{3,}", line.strip())[-1] for line in method.splitlines() if line.startswith("    ")]
+    quotes = [
+        re.split(r"\s{3,}", line.strip())[-1] for line in method.splitlines() if line.startswith("    ")
+    ]
     code = (ROOT / "grpo_dynw.py").read_text() + (ROOT / "hypervolume.py").read_text()
     assert len(quotes) == 7
     assert [quote for quote in quotes if quote not in code] == []
@@ -47,22 +48,28 @@ def test_the_papers_runs_are_accepted(tmp_path, monkeypatch):
     assert len(lines) == 15 and len({line[0] for line in lines}) == 15
     monkeypatch.chdir(tmp_path)
     for _, torchrun, standalone, flag, processes, name, *flags in lines:
-        assert (torchrun, standalone, flag, processes) == ("torchrun", "--standalone", "--nproc-per-node", "8")
+        assert (torchrun, standalone, flag, processes) == (
+            "torchrun",
+            "--standalone",
+            "--nproc-per-node",
+            "8",
+        )
         script = importlib.import_module(name.removesuffix(".py"))
-        parser = copy.deepcopy(PARSERS[script.__name__])
-        monkeypatch.setattr(script, "PARSER", parser)
-        monkeypatch.setattr(script, "fail", parser.error)
         monkeypatch.setattr(script, "WORLD", 8)
         monkeypatch.setattr(sys, "argv", [name, *flags])
-        args = script.parse_args()
-        assert script.settle(args) is None
-        assert args.gradient_checkpointing and args.learning_rate == 1e-6 and args.weights == [0.334, 0.333, 0.333]
+        args, checkpoint = script.parse_args()
+        assert checkpoint is None
+        assert (
+            args.gradient_checkpointing
+            and args.learning_rate == 1e-6
+            and args.weights == [0.334, 0.333, 0.333]
+        )
         if args.weighting == "gradient":
             layers = torch.nn.ModuleList(
                 torch.nn.Linear(1, 1, bias=False) for _ in range(30 if "deepseek" in args.model else 36)
             )
             monkeypatch.setattr(script, "decoder_layers", {"model": layers}.get)
-            probed, _ = script.probed_maps("model", *args.probe_layers)
+            probed, _ = script.probed_layers("model", *args.probe_layers)
             assert [list(layers).index(layer) for layer in probed] == list(range(10, 26))
     done = subprocess.run(["bash", ROOT / "benchmarks/paper.sh", "nothing"], capture_output=True, text=True)
     assert done.returncode == 2 and "nothing" in done.stderr

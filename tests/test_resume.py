@@ -9,13 +9,27 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, SMALL, all_files, read_lines, run_chains, shared, weights_of, without_times
+from conftest import (
+    ROOT,
+    SCRIPTS,
+    SMALL,
+    all_files,
+    read_lines,
+    run_chains,
+    shared,
+    weights_of,
+    without_times,
+)
 
 WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
-# Where a run with a checkpoint before steps 3 and 5 is killed, and the step of the last whole one: as it writes the
-# second, in the evaluation after that, and in the update of step 4. All have written the metrics of steps 0 to 3.
-KILLED_IN = {"fixed": ["os.replace", 2, ".tmp"], "hypervolume": ["evaluate", 8], "gradient": ["policy_loss", 7]}
-SAVED = {"fixed": 2, "hypervolume": 4, "gradient": 2}
+# Where a run with checkpoints after steps 2 and 4 is killed in step 4: as it writes the second checkpoint, in the
+# evaluation before that, and in the update. All resume from step 2. LOGGED: the last step in metrics.jsonl.
+KILLED_IN = {
+    "fixed": ["os.replace", 2, ".tmp"],
+    "hypervolume": ["evaluate", 8],
+    "gradient": ["policy_loss", 7],
+}
+LOGGED = {"fixed": 4, "hypervolume": 3, "gradient": 3}
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +41,25 @@ def runs(folders, tmp_path_factory):
             case = {"processes": 1, "script": script}
             run = f"{base}/{script}-{weighting}"
             whole, killed, finished = f"{run}-whole", f"{run}-killed", f"{run}-finished"
-            flags = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--weighting", weighting]
+            flags = [
+                *SMALL,
+                "--model",
+                folders["qwen3"],
+                "--dataset",
+                folders["data"],
+                "--weighting",
+                weighting,
+            ]
             flags += ["--steps", "5", "--eval-every", "2", "--checkpoint-every", "2"]
             flags += ["--prompts-per-step", "2", "--updates-per-step", "2"]
             chains.append([{**case, "flags": [*flags, "--output-dir", whole]}])
             first = {**case, "killed_in": KILLED_IN[weighting], "exit_code": -signal.SIGKILL}
             copy = {**case, "copy": [killed, f"{killed}-copy"], "flags": ["--resume", killed]}
             chains.append([{**first, "flags": [*flags, "--output-dir", killed]}, copy])
-            first = {**case, "flags": [*flags, "--output-dir", finished, "--steps", "3", "--checkpoint-every", "3"]}
+            first = {
+                **case,
+                "flags": [*flags, "--output-dir", finished, "--steps", "3", "--checkpoint-every", "3"],
+            }
             more = ["--resume", finished, "--steps", "5", "--checkpoint-every", "2"]
             chains.append([first, {**case, "copy": [finished, f"{finished}-copy"], "flags": more}])
     run_chains(chains)
@@ -60,7 +85,9 @@ def assert_same(one, other):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_resumed_run_ends_as_one_that_never_stopped(runs, script, weighting, kind):
-    whole, resumed, before = (runs / f"{script}-{weighting}-{name}" for name in ("whole", kind, f"{kind}-copy"))
+    whole, resumed, before = (
+        runs / f"{script}-{weighting}-{name}" for name in ("whole", kind, f"{kind}-copy")
+    )
     lines = [without_times(read_lines(folder / "metrics.jsonl")) for folder in (whole, resumed, before)]
     assert [line["step"] for line in lines[0]] == [0, 1, 2, 3, 4, 5]
     assert lines[0] == lines[1]
@@ -70,14 +97,15 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(runs, script, weighting, k
     saved = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed, before)]
     for checkpoint in saved:
         del checkpoint["args"]
-    assert saved[0]["step"] == 4
+    assert saved[0]["state"]["step"] == 4
     assert_same(saved[0], saved[1])
     assert not list(resumed.glob("*.tmp"))
     # What it was resumed from: of a run that is finished, the last step was evaluated, as that of a longer one is not
-    assert saved[2]["step"] == (SAVED[weighting] if kind == "killed" else 3)
+    assert saved[2]["state"]["step"] == (2 if kind == "killed" else 3)
     assert (before / "model").exists() == (kind == "finished")
-    assert lines[2] == lines[0][:4] if kind == "killed" else lines[2][:3] == lines[0][:3]
-    assert ["eval/hypervolume" in line for line in lines[2]] == [True, False, True, kind == "finished"]
+    logged = LOGGED[weighting] + 1 if kind == "killed" else 3
+    assert lines[2][:logged] == lines[0][:logged]
+    assert ["eval/hypervolume" in line for line in lines[2][:4]] == [True, False, True, kind == "finished"]
 
 
 @shared
@@ -94,22 +122,25 @@ def test_two_objectives_and_other_settings_than_by_default_are_resumed(run, main
 
 
 @shared
-def test_only_what_changes_no_result_may_be_given_anew(run, main, script, folders, monkeypatch, tmp_path):
-    """Of the rest, even what it was: a value is easily mistaken for a change. Relative paths are seen from here."""
+def test_only_flags_that_change_no_result_may_change(
+    run, main, script, folders, monkeypatch, tmp_path, capsys
+):
+    """An old value that is passed again is no change. A relative path of a model holds in another folder, too."""
     monkeypatch.chdir(folders["data"].parent)
     _, folder = run("--checkpoint-every", "1", "--model", "qwen3", "--dataset", "data")
     before = all_files(folder)
-    for flags in (["--seed", "5"], ["--output-dir", "x"], ["--weighting=fixed"], ["--enable-thinking"]):
+    for flags in (["--seed", "5"], ["--output-dir", "x"], ["--weighting=nash"], ["--enable-thinking"]):
         with pytest.raises(SystemExit) as stop:
             main(script, "--resume", folder, *flags)
         assert stop.value.code == 2 and all_files(folder) == before
+        assert flags[0].split("=")[0] in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     flags = ["--steps", "4", "--micro-batch-size", "2", "--eval-every", "2", "--checkpoint-every", "3"]
-    paths = ["--model", folders["qwen3"], f"--dataset={folders['data']}"]
+    paths = ["--model", folders["qwen3"], f"--dataset={folders['data']}", "--seed", "1", "--weighting=fixed"]
     main(script, "--resume", folder.name, *flags, *paths)
     lines = read_lines(folder / "metrics.jsonl")
     assert ["eval/hypervolume" in line for line in lines] == [True, True, True, False, True]
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["step"] == 3
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["state"]["step"] == 3
 
 
 class Harmful:
@@ -126,8 +157,12 @@ REFUSED = {
     "a checkpoint that would run code": (lambda folder: torch.save(Harmful(), folder / "checkpoint.pt"), []),
     "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
     "another model": (lambda folder: None, ["--model", "{gpt2}"]),
-    "another algorithm": (lambda folder: change(folder, algorithm="rloo"), []),
-    "other processes": (lambda folder: change(folder, processes=2), []),
+    "an old checkpoint": (
+        lambda folder: torch.save({"algorithm": "grpo", "step": 1}, folder / "checkpoint.pt"),
+        [],
+    ),
+    "another algorithm": (lambda folder: change(folder, origin=["rloo", 1]), []),
+    "other processes": (lambda folder: change(folder, origin=["grpo", 2]), []),
     "fewer steps than made": (lambda folder: None, ["--steps", "1"]),
     "more steps of a falling learning rate": (
         lambda folder: change(folder, args={**load(folder)["args"], "lr_schedule": "polynomial"}),
@@ -145,7 +180,9 @@ def change(folder, **values):
 
 
 @shared
-def test_what_cannot_be_resumed_is_refused_in_one_line_and_left_as_it_is(run, main, script, folders, capfd, subtests):
+def test_what_cannot_be_resumed_is_refused_in_one_line_and_left_as_it_is(
+    run, main, script, folders, capfd, subtests
+):
     _, made = run("--checkpoint-every", "1", "--steps", "2")
     for name, (damage, flags) in REFUSED.items():
         with subtests.test(name):
@@ -206,7 +243,15 @@ def test_tensorboard_itself_shows_every_step_once_after_a_resume(run, main, scri
 
 @shared
 def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
-    inputs = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", tmp_path / "run"]
+    inputs = [
+        *SMALL,
+        "--model",
+        folders["qwen3"],
+        "--dataset",
+        folders["data"],
+        "--output-dir",
+        tmp_path / "run",
+    ]
     process = subprocess.Popen(
         [sys.executable, ROOT / "grpo_dynw.py", *inputs, "--steps", "10000"],
         stdout=subprocess.DEVNULL,
@@ -220,4 +265,4 @@ def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("Interrupted: --resume goes on")
+    assert err.splitlines()[-1].startswith("Interrupted: --resume continues")

@@ -1,8 +1,9 @@
-"""Tests of rewards.py. Expected values are worked out by hand from the rules, or are the paper authors' outputs."""
+"""Tests of rewards.py. Expected values follow from the rules by hand, or are outputs of the paper's code."""
 
 import json
 import random
 import time
+import traceback
 from pathlib import Path
 
 import datasets
@@ -17,18 +18,18 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 import rewards
-from rewards import accuracy, clarity, conciseness, objective, question_and_answer, score
+from rewards import accuracy, clarity, conciseness, objective, performance, read_answer, read_question, score
 
-# Outside of the repository, since the cases quote problems of MATH.
+# The file is outside the repository, because its cases quote problems of MATH.
 ORACLE = Path(__file__).resolve().parents[2] / "shared/oracles/rewards.json"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The authors' own outputs
+# ------------------------------------------------------------------------------------------------------------
+# Outputs of the paper's code
 
 
-@pytest.mark.skipif(not ORACLE.exists(), reason="the authors' outputs are not here")
-def test_agrees_with_the_authors():
+@pytest.mark.skipif(not ORACLE.exists(), reason="the outputs of the paper's code are missing")
+def test_rewards_equal_those_of_the_papers_code():
     cases = json.loads(ORACLE.read_text(encoding="utf-8"))
     assert len(cases["accuracy"]) > 0 and len(cases["clarity"]) > 0
     wrong = [c for c in cases["accuracy"] if accuracy(c["response"], c["ground_truth"]) != c["accuracy"]]
@@ -36,7 +37,7 @@ def test_agrees_with_the_authors():
     assert wrong == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Accuracy
 
 
@@ -47,11 +48,11 @@ def test_agrees_with_the_authors():
         (r"so it is \boxed{8}.", "7", 0.0),
         ("so it is 7.", "7", 0.0),  # no box
         ("", "", 0.0),
-        (r"\boxed{3} or rather \boxed{7}", "7", 1.0),  # the last box is the one
+        (r"\boxed{3} or rather \boxed{7}", "7", 1.0),  # the last box counts
         (r"\boxed{7} or rather \boxed{3}", "7", 0.0),
         (r"\boxed{\frac{1}{\sqrt{2}}} ends }", r"\frac{1}{\sqrt{2}}", 1.0),  # nested braces
         (r"\boxed{7", "7", 0.0),
-        (r"\boxed{7} and \boxed{7", "7", 0.0),  # the last box is open
+        (r"\boxed{7} and \boxed{7", "7", 0.0),  # the last box is not closed
         (r"\boxed{}", "7", 0.0),
         (r"\boxed{{7}", "7", 0.0),
         (r"$\boxed 7$ apples", "7", 1.0),
@@ -59,10 +60,10 @@ def test_agrees_with_the_authors():
         (r"\boxed 3$ or rather \boxed{7}", "7", 1.0),
         (r"\boxed7", "7", 0.0),  # neither a brace nor a space
         (r"\boxed", "", 0.0),
-        (r"\fbox{7}", "7", 0.0),  # not unwrapped in the evaluation of MATH
+        (r"\fbox{7}", "7", 0.0),  # as in the evaluation of MATH
     ],
 )
-def test_accuracy_takes_the_last_box(response, answer, expected):
+def test_accuracy_uses_the_last_box(response, answer, expected):
     assert accuracy(response, answer) == expected
 
 
@@ -103,10 +104,10 @@ DIFFERENT = [
     ("1000", "1,000"),
     ("5", "5."),
     ("X", "x"),
-    ("25%", "25"),  # only LaTeX's \% goes
-    (r"\text{cm}", ""),  # without the space it is no unit
-    (r"3\text{ m} 4\text{ cm}", "3"),  # two units: too much to drop
-    ("abc=4", "4"),  # more than a short name
+    ("25%", "25"),  # only LaTeX's \% is removed
+    (r"\text{cm}", ""),  # without the space it is not a unit
+    (r"3\text{ m} 4\text{ cm}", "3"),  # two units are kept
+    ("abc=4", "4"),  # the name has more than two characters
     ("a=b=4", "4"),  # two equals signs
     ("a=b=4", "b"),
     (r"\frac{72}1", r"\frac{72}{1}"),
@@ -114,7 +115,7 @@ DIFFERENT = [
     ("1/2/3", r"\frac{1}{2}/3"),
     ("a/b", r"\frac{a}{b}"),  # integers only
     ("x+1/2", r"x+\frac{1}{2}"),
-    (r"\sqrt 3", r"\sqrt{3}"),  # the original takes the space for the radicand
+    (r"\sqrt 3", r"\sqrt{3}"),  # MATH takes the space as the radicand
 ]
 
 
@@ -124,18 +125,18 @@ def test_accuracy_normalises_both_sides(one, other, expected):
     assert accuracy(rf"\boxed{{{other}}}", one) == expected
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Conciseness
 
 
-def test_conciseness_is_strictly_shorter_than_the_mean():
+def test_conciseness_requires_a_length_below_the_mean():
     assert conciseness(9, 10.0) == 1.0
     assert conciseness(10, 10.0) == 0.0
     assert conciseness(10, 10.01) == 1.0
     assert conciseness(11, 10.0) == 0.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Clarity
 
 
@@ -163,16 +164,16 @@ def test_conciseness_is_strictly_shorter_than_the_mean():
         ("STEP1: add. step\nB) divide.", 1.0),
         ("Step 1: add.", 0.0),
         ("Step 1, add. Step 2, divide.", 0.0),
-        ("=1. =2.", 0.0),  # nothing before the number to tell it from the text
+        ("=1. =2.", 0.0),  # an enumerator follows a space, a newline or a bracket
         ("- add\n- divide", 1.0),
         ("* add\n* divide", 1.0),
         ("• add\n• divide", 1.0),
         ("+ add\n+ divide", 0.0),
-        ("*\n1. add", 1.0),  # each starts a line
+        ("*\n1. add", 1.0),  # each begins a line
         ("- add", 0.0),
         ("ab- cd- ef", 0.0),
         ("-add\n-divide", 0.0),
-        ("1. add\n- divide", 1.0),  # kinds may mix
+        ("1. add\n- divide", 1.0),  # a number and a bullet
         # Ordinal words: two of them, the same one twice included.
         ("first add, next divide", 1.0),
         ("First add. Then divide.", 1.0),
@@ -181,21 +182,34 @@ def test_conciseness_is_strictly_shorter_than_the_mean():
         ("thence add, firstly divide", 0.0),  # whole words
         ("strengthen headfirst", 0.0),
         ("finally add, lastly divide", 0.0),
-        ("first add\n- divide", 0.0),  # one of either kind is not two
-        # What the patterns let through, as the paper's do.
+        ("first add\n- divide", 0.0),  # one ordinal and one enumerator
+        # The patterns also match these, as the paper's do.
         ("sum = 13. So, twice = 26. Done", 1.0),
         ("about 12.5 and 3.6", 1.0),
         ("5 - 3 - 1", 1.0),
         ("f(x) is g(x)", 1.0),
     ],
 )
-def test_clarity_takes_two_enumerators_or_two_ordinals(steps, expected):
+def test_clarity_requires_two_enumerators_or_two_ordinals(steps, expected):
     assert clarity(steps + r" gives \boxed{7}") == expected
 
 
 @pytest.mark.parametrize(
     "word",
-    ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "next", "then"],
+    [
+        "first",
+        "second",
+        "third",
+        "fourth",
+        "fifth",
+        "sixth",
+        "seventh",
+        "eighth",
+        "ninth",
+        "tenth",
+        "next",
+        "then",
+    ],
 )
 def test_clarity_knows_the_ordinals(word):
     assert clarity(rf"{word} and {word} \boxed{{7}}") == 1.0
@@ -213,20 +227,20 @@ def test_clarity_knows_the_ordinals(word):
         (r"\boxed{}", 0.0),
         ("\\boxed{ \n\t }", 0.0),
         (r"\boxed{7", 0.0),
-        (r"\boxed{\frac{1}{2}", 1.0),  # cut off, but a brace follows
+        (r"\boxed{\frac{1}{2}", 1.0),  # cut off, but there is a closing brace
         (r"\boxed 7$", 0.0),
         (r"\fbox{7}", 0.0),
     ],
 )
-def test_clarity_takes_a_box_that_is_not_blank(box, expected):
+def test_clarity_requires_a_box_that_is_not_blank(box, expected):
     assert clarity("1. add 2. divide " + box) == expected
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Registry
+# ------------------------------------------------------------------------------------------------------------
+# Scores and performance
 
 
-def test_score_gives_one_row_a_response_and_one_column_an_objective():
+def test_score_returns_a_row_per_response_and_a_column_per_objective():
     responses = [r"1. x 2. \boxed{4}", r"\boxed{5}", "what?"]
     expected = {"accuracy": [1.0, 1.0, 0.0], "conciseness": [0.0, 1.0, 1.0], "clarity": [1.0, 0.0, 0.0]}
     for names in (["accuracy", "conciseness", "clarity"], ["clarity", "accuracy"], ["conciseness"], []):
@@ -236,11 +250,12 @@ def test_score_gives_one_row_a_response_and_one_column_an_objective():
     assert score(["accuracy"], [], [], [], 0.0) == []
 
 
-def test_own_objective(monkeypatch):
+def test_users_objectives_get_all_arguments_and_columns(monkeypatch):
     monkeypatch.setattr(rewards, "OBJECTIVES", dict(rewards.OBJECTIVES))
 
+    # Without **_, any other argument would raise an exception.
     @objective
-    def brevity(response, answer, length, mean_length, level, step):  # no **_: these and the columns are all there is
+    def brevity(response, answer, length, mean_length, level, step):
         return length / mean_length + len(response) + len(answer) + 100 * level + 1000 * step
 
     @objective
@@ -249,28 +264,99 @@ def test_own_objective(monkeypatch):
 
     names, problem = ["politeness", "accuracy", "brevity"], {"answer": "4", "level": 2}
     assert score(names, [r"please \boxed{4}"], [problem], [5], 10.0, 3) == [[1.0, 1.0, 3217.5]]
-    assert politeness(response="no") == 0.0  # the decorator leaves the function as it is
+    assert politeness(response="no") == 0.0  # the decorator returns the function unchanged
 
 
-def test_what_numpy_and_torch_take_for_a_number_is_one(monkeypatch):
-    values = [numpy.float32(0.5), numpy.float64(0.5), numpy.bool_(True), numpy.int64(2), torch.tensor(0.5), True, 2]
+def test_numbers_of_numpy_and_torch_become_python_numbers(monkeypatch):
+    values = [numpy.float32(0.5), numpy.float64(0.5), numpy.bool_(True), numpy.int64(2)]
+    values += [torch.tensor(0.5), True, 2]
     objectives = {str(i): lambda value=value, **_: value for i, value in enumerate(values)}
     monkeypatch.setattr(rewards, "OBJECTIVES", objectives)
     [row] = score(list(objectives), ["a"], [{"answer": "b"}], [1], 1.0)
     assert row == [0.5, 0.5, 1, 2, 0.5, 1, 2] and all(type(value) in (bool, int, float) for value in row)
 
 
-@pytest.mark.parametrize("value", [None, "1", float("nan"), float("inf"), [1.0], torch.ones(2), numpy.float32("nan")])
-def test_score_names_the_objective_and_the_response_without_a_number(monkeypatch, value):
-    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda length, **_: value if length == 3 else 1})
-    with pytest.raises(rewards.RewardError, match="objective politeness, response 2 of step 7: "):
-        score(["politeness"], ["a", "a"], [{}, {}], [1, 3], 1.0, 7)
+@pytest.mark.parametrize(
+    "value",
+    [None, "1", float("nan"), float("inf"), [1.0], torch.ones(2), numpy.ones(2), numpy.float32("nan")],
+)
+def test_score_refuses_a_reward_that_is_not_a_finite_number(monkeypatch, value):
+    objectives = {"politeness": lambda length, **_: value if length == 3 else 1}
+    monkeypatch.setattr(rewards, "OBJECTIVES", objectives)
+    problems = [{"prompt": "1+1?"}, {"prompt": "2+2?"}]
+    with pytest.raises(ValueError) as raised:
+        score(["politeness"], ["a", "a"], problems, [1, 3], 1.0, 7, "validation")
+    first, second, third = str(raised.value).splitlines()
+    assert first.startswith("an objective must return a finite number, not ")
+    assert second == "objective politeness, split validation, step 7"
+    assert third == "the prompt begins with '2+2?'"
 
 
-def test_score_names_the_objective_that_raises(monkeypatch):
+def test_a_note_on_an_objectives_exception_names_the_objective_and_the_problem(monkeypatch):
+    class MoodError(Exception):
+        pass
+
+    def politeness(response, **_):
+        if response == "b":
+            raise MoodError("no mood")
+        return 1.0
+
+    monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": politeness})
+    problems = [{"prompt": "What is 1+1?"}, {"prompt": "What is\n" + "1+" * 200 + "1?"}]
+    with pytest.raises(MoodError) as raised:
+        score(["politeness"], ["a", "b"], problems, [1, 1], 1.0, split="test")
+    assert type(raised.value) is MoodError and raised.value.args == ("no mood",)
+    assert traceback.extract_tb(raised.value.__traceback__)[-1].name == "politeness"
+    [note] = raised.value.__notes__
+    first, second = note.splitlines()
+    assert first == "objective politeness, split test, step 0"
+    assert second == "the prompt begins with " + repr("What is\n" + "1+" * 76 + "...")
+
+
+def test_the_note_on_an_exception_needs_no_prompt(monkeypatch):
     monkeypatch.setattr(rewards, "OBJECTIVES", {"politeness": lambda **_: {}["mood"]})
-    with pytest.raises(rewards.RewardError, match=r"objective politeness, response 1 of step 0: KeyError\('mood'\)"):
-        score(["politeness"], ["a"], [{}], [1], 1.0)
+    with pytest.raises(KeyError) as raised:
+        score(["politeness"], ["a"], [{}], [1], 1.0, 3)
+    assert raised.value.__notes__[0].startswith("objective politeness, split train, step 3\n")
+
+
+def test_score_refuses_unknown_names_and_lists_of_different_lengths():
+    with pytest.raises(KeyError, match="acuracy"):
+        score(["acuracy"], [], [], [], 1.0)
+    for responses, problems, lengths in ([["a"], [], [1]], [["a"], [{"answer": "a"}], []], [[], [{}], [1]]):
+        with pytest.raises(ValueError):
+            score(["accuracy"], responses, problems, lengths, 1.0)
+
+
+def test_performance_is_the_reward_but_for_conciseness():
+    names = ["accuracy", "conciseness", "clarity"]
+    assert performance(names, [1, 0.0, 0.25], 24, 96) == [1.0, 0.75, 0.25]
+    assert performance(names[::-1], [0.25, 1.0, 0.5], 96, 96) == [0.25, 0.0, 0.5]
+    assert performance(["politeness"], [0.5], 24, 96) == [0.5]
+    values = performance(["accuracy", "conciseness"], [True, False], 0, 96)
+    assert values == [1.0, 1.0] and all(type(value) is float for value in values)
+    with pytest.raises(ValueError):
+        performance(names, [1.0, 1.0], 24, 96)
+
+
+def test_an_objective_can_define_its_performance(monkeypatch):
+    def function(reward, length, limit):
+        return reward - length / limit
+
+    monkeypatch.setitem(rewards.PERFORMANCE, "politeness", function)
+    assert performance(["accuracy", "politeness"], [0.5, 0.75], 24, 96) == [0.5, 0.5]
+
+
+def test_the_performance_of_means_is_the_mean_performance():
+    names, lengths = list(rewards.PERFORMANCE), [10, 60, 96]
+    rows = [[reward] * len(names) for reward in (1.0, 0.0, 0.5)]
+    each = [performance(names, row, length, 96) for row, length in zip(rows, lengths)]
+    means = performance(names, numpy.mean(rows, 0), numpy.mean(lengths), 96)
+    assert means == pytest.approx(numpy.mean(each, 0).tolist())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Problems
 
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
@@ -296,9 +382,9 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
         ({"problem": "1+1?", "answer": None, "solution": "2"}, "1+1?", "2"),
     ],
 )
-def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
+def test_question_and_answer_of_common_datasets(row, content, answer):
     messages = MESSAGES if content is None else [{"role": "user", "content": content}]
-    assert question_and_answer(row) == (messages, answer)
+    assert (read_question(row), read_answer(row)) == (messages, answer)
 
 
 @pytest.mark.parametrize(
@@ -325,17 +411,19 @@ def test_question_and_answer_of_the_layouts_in_use(row, content, answer):
     ],
 )
 def test_rows_without_question_or_answer_are_refused(row):
-    with pytest.raises(ValueError, match="^(it needs text|an answer is needed)"):
-        question_and_answer(row)
+    with pytest.raises(
+        ValueError, match="^column (problem, question or prompt|answer, .* or solution) needs "
+    ):
+        read_question(row), read_answer(row)
 
 
 NUMBERS = {"2,125": "2125", "-1,234,567.5": "-1234567.5", "033": "33", "-007": "-7", "000": "0", "0": "0"}
-NUMBERS |= {same: same for same in ("0.50", "1,2", "12,34", "2,125 m", "(1,234)", "x033", "1,234\n", "033\n")}
+NUMBERS |= {text: text for text in ("0.50", "1,2", "12,34", "2,125 m", "(1,234)", "x033", "1,234\n", "033\n")}
 
 
-@pytest.mark.parametrize("gold, expected", NUMBERS.items())
-def test_a_number_is_read_without_commas_and_leading_zeros(gold, expected):
-    assert rewards.bare_number(gold) == expected
+@pytest.mark.parametrize("answer, expected", NUMBERS.items())
+def test_a_number_is_read_without_commas_and_leading_zeros(answer, expected):
+    assert rewards.bare_number(answer) == expected
 
 
 def write(folder, **splits):
@@ -349,45 +437,56 @@ def problems_in(folder, split="train"):
     return rewards.read_problems(folder, [split], tokenizer, 640)[split]
 
 
-def test_gold_numbers_are_read_bare_but_those_of_the_papers_data(tmp_path, monkeypatch):
-    folder = write(tmp_path, train=[{"problem": "?", "answer": "#### 2,125"}], test=[{"problem": "?", "answer": "033"}])
+def test_numbers_are_read_without_commas_except_in_the_papers_data(tmp_path, monkeypatch):
+    folder = write(
+        tmp_path, train=[{"problem": "?", "answer": "#### 2,125"}], test=[{"problem": "?", "answer": "033"}]
+    )
     assert [problems_in(folder, split)[0]["answer"] for split in ("train", "test")] == ["2125", "33"]
     assert accuracy(r"\boxed{2125}", problems_in(folder)[0]["answer"]) == 1.0
-    monkeypatch.setitem(rewards.PAPER, folder, folder)
+    monkeypatch.setitem(rewards.PAPER_DATASETS, folder, folder)
     assert problems_in(folder)[0]["answer"] == "2,125"
 
 
 def test_splits_may_differ_in_their_columns_and_types(tmp_path):
     train = [{"problem": "1+1?", "answer": 2}, {"problem": "1+2?", "answer": 3}]
-    folder = write(tmp_path, train=train, test=[{"problem": "?", "answer": "x", "level": 4}], validation=train[:1])
+    folder = write(
+        tmp_path, train=train, test=[{"problem": "?", "answer": "x", "level": 4}], validation=train[:1]
+    )
     assert [p["answer"] for p in problems_in(folder)] == ["2", "3"]
     [problem] = problems_in(folder, "test")
     assert (problem["answer"], problem["level"]) == ("x", 4)
 
 
-def test_a_line_says_what_was_read(tmp_path, capsys):
-    folder = write(tmp_path, train=[{"problem": "1+1?", "answer": "2"}] * 3, test=[{"problem": "?", "answer": "x"}])
+def test_the_sizes_and_the_first_problem_are_printed(tmp_path, capsys):
+    folder = write(
+        tmp_path, train=[{"problem": "1+1?", "answer": "2"}] * 3, test=[{"problem": "?", "answer": "x"}]
+    )
     prompt = problems_in(folder)[0]["prompt"]
-    assert f"3 train problems; the first is {prompt!r}, and right is '2'" in capsys.readouterr().out
+    assert f"3 train problems; the first is {prompt!r}, and its answer is '2'" in capsys.readouterr().out
 
 
-def test_answers_that_nothing_earns_are_counted_and_refused_where_they_are_all(tmp_path, capsys):
-    good, bad = {"problem": "?", "answer": "2"}, {"problem": "?", "answer": "}2"}
-    folder = write(tmp_path, train=[good, bad, bad], test=[bad])
+def test_answers_that_earn_no_accuracy_are_counted_and_refused_if_all_are_such(tmp_path, capsys):
+    usable, unusable = {"problem": "?", "answer": "2"}, {"problem": "?", "answer": "}2"}
+    folder = write(tmp_path, train=[usable, unusable, unusable], test=[unusable])
     assert len(problems_in(folder)) == 3
-    assert "train: 2 of 3 answers cannot be earned in a box, such as '}2'" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no answer of split test can be earned"):
+    assert (
+        "train: 2 of 3 answers do not earn accuracy even in a box; the first is '}2'"
+        in capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="no answer of split test earns accuracy"):
         problems_in(folder, "test")
 
 
-def test_what_a_tokenizer_puts_after_a_text_is_no_part_of_a_prompt(tmp_path):
+def test_special_tokens_after_a_text_are_not_part_of_a_prompt(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     tokenizer.chat_template = None
     tokenizer._tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A <|endoftext|>", special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)]
     )
     assert tokenizer("1+1?\n")["input_ids"][-1] == 0
-    folder = write(tmp_path, train=[{"problem": "1+1?", "answer": "2"}], test=[{"problem": "?", "answer": "x"}])
+    folder = write(
+        tmp_path, train=[{"problem": "1+1?", "answer": "2"}], test=[{"problem": "?", "answer": "x"}]
+    )
     [problem] = rewards.read_problems(folder, ["train"], tokenizer, 64)["train"]
     assert problem["prompt_ids"] == [1, *tokenizer("1+1?\n", add_special_tokens=False)["input_ids"]]
 
@@ -395,22 +494,21 @@ def test_what_a_tokenizer_puts_after_a_text_is_no_part_of_a_prompt(tmp_path):
 DATA = Path(__file__).resolve().parents[2] / "shared/data"
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
-def test_gold_solutions_earn_accuracy():
-    """Each solution of MATH-500, as a response to its own problem. (The authors' algebra set has no solutions.)"""
+@pytest.mark.skipif(not DATA.exists(), reason="the paper's data are missing")
+def test_the_datasets_solutions_earn_accuracy():
+    """Each solution of MATH-500 is a response to its problem. (The algebra data have no solutions.)"""
     rows = load_dataset("parquet", data_files=[str(path) for path in DATA.glob("math500-*")], split="train")
-    missed = [row["unique_id"] for row in rows if not accuracy(row["solution"], question_and_answer(row)[1])]
+    missed = [row["unique_id"] for row in rows if not accuracy(row["solution"], read_answer(row))]
     assert len(rows) == 500 and len(missed) <= 5, missed
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
-def test_all_of_the_authors_data_can_be_read():
+@pytest.mark.skipif(not DATA.exists(), reason="the paper's data are missing")
+def test_all_of_the_papers_data_can_be_read():
     files = sorted(DATA.glob("*.parquet"))
     assert len(files) == 6
     for path in files:
         for row in load_dataset("parquet", data_files=str(path), split="train"):
-            messages, answer = question_and_answer(row)
-            assert messages[-1]["role"] == "user" and answer
+            assert read_question(row)[-1]["role"] == "user" and read_answer(row)
 
 
 def rows_of(count):
@@ -418,9 +516,11 @@ def rows_of(count):
 
 
 def permuted(count):
-    """The rows of the training, validation and test problems among `count`, by NumPy: what the library should draw."""
+    """The numbers of the training, validation and test rows among `count`, from NumPy's permutations."""
     rest, train = numpy.split(numpy.random.default_rng(42).permutation(count), [count * 2 // 5])
-    validation, test = (rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(len(rest)), 2))
+    validation, test = (
+        rest[half] for half in numpy.split(numpy.random.default_rng(42).permutation(len(rest)), 2)
+    )
     return train, validation, test
 
 
@@ -434,7 +534,7 @@ def test_a_single_split_is_divided_as_the_paper_divides_math_500(tmp_path):
             assert splits[split]["answer"] == [str(2 * i) for i in expected]
 
 
-def test_without_validation_it_is_the_first_half_of_test(tmp_path):
+def test_a_missing_validation_split_is_the_first_half_of_test(tmp_path):
     rows_of(7).to_json(tmp_path / "train.jsonl")
     rows_of(5).to_json(tmp_path / "test.jsonl")
     splits = rewards.load_splits(str(tmp_path))
@@ -445,7 +545,7 @@ def test_without_validation_it_is_the_first_half_of_test(tmp_path):
     }
 
 
-def test_splits_that_are_there_stay_as_they_are(tmp_path):
+def test_three_existing_splits_are_not_changed(tmp_path):
     for name, count in (("train", 7), ("validation", 2), ("test", 5)):
         rows_of(count).to_json(tmp_path / f"{name}.jsonl")
     assert {name: len(rows) for name, rows in rewards.load_splits(str(tmp_path)).items()} == {
@@ -456,11 +556,11 @@ def test_splits_that_are_there_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["math-500", "math-algebra"])
-@pytest.mark.skipif(not DATA.exists(), reason="the authors' data are not here")
+@pytest.mark.skipif(not DATA.exists(), reason="the paper's data are missing")
 def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
-    """From what the Hub has, in its order, come the authors' files: the same problems, prompts and splits."""
+    """The rows on the Hub, in their order, give the paper's files: the same problems, prompts and splits."""
     stem, names = {"math-500": "math500", "math-algebra": "mathlighteval"}[name], ("train", "test", "val")
-    theirs = {
+    files = {
         split: load_dataset("parquet", data_files=str(DATA / f"{stem}-{split}.parquet"), split="train")
         for split in names
     }
@@ -476,41 +576,43 @@ def test_the_papers_datasets_by_their_short_names(name, monkeypatch):
             "id": row.get("unique_id", ""),
         }
 
-    hub = {split: [as_on_the_hub(row) for row in rows] for split, rows in theirs.items()}
+    hub = {split: [as_on_the_hub(row) for row in rows] for split, rows in files.items()}
     if name == "math-500":
         train, val, test = permuted(500)
-        place = {**dict(zip(train, hub["train"])), **dict(zip(test, hub["test"])), **dict(zip(val, hub["val"]))}
+        place = {
+            **dict(zip(train, hub["train"])),
+            **dict(zip(test, hub["test"])),
+            **dict(zip(val, hub["val"])),
+        }
         hub = {"test": [place[i] for i in range(500)]}
-        # The first rows of HuggingFaceH4/MATH-500 are these: so the permutation is the one that the authors drew.
+        # These are the first rows of HuggingFaceH4/MATH-500. So the permutation is that of the paper's code.
         assert [row["id"] for row in hub["test"][:4]] == [
             "test/precalculus/807.json",
             "test/intermediate_algebra/1994.json",
             "test/algebra/2584.json",
             "test/number_theory/572.json",
         ]
-        wanted = ("HuggingFaceH4/MATH-500",)
+        expected_source = ("HuggingFaceH4/MATH-500",)
     else:
         hub = {"train": hub["train"], "test": hub["val"] + hub["test"]}
         for row in [*hub["train"], *hub["test"]]:
-            del row["answer"]  # of which this set has none: the truth is the box of its solution
-        wanted = ("DigitalLearningGmbH/MATH-lighteval", "algebra")
-    asked = []
-    monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda *args: (
-            asked.append(args)
-            or datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in hub.items()})
-        ),
-    )
+            del row["answer"]  # These data have none: the answer is the box in the solution.
+        expected_source = ("DigitalLearningGmbH/MATH-lighteval", "algebra")
+    sources = []
+
+    def load(*source):
+        sources.append(source)
+        return datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in hub.items()})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     tokenizer.chat_template = None
     problems = rewards.read_problems(name, ["train", "test", "validation"], tokenizer, 10**6)
-    assert asked == [wanted]
-    for split, rows in theirs.items():
-        mine = problems["validation" if split == "val" else split]
-        assert [p["prompt"] for p in mine] == [row["prompt"][0]["content"] + "\n" for row in rows]
-        assert [p["answer"] for p in mine] == [row["reward_model"]["ground_truth"] for row in rows]
+    assert sources == [expected_source]
+    for split, rows in files.items():
+        ours = problems["validation" if split == "val" else split]
+        assert [p["prompt"] for p in ours] == [row["prompt"][0]["content"] + "\n" for row in rows]
+        assert [p["answer"] for p in ours] == [row["reward_model"]["ground_truth"] for row in rows]
 
 
 def test_a_folder_of_several_configurations_is_not_read_as_one(tmp_path):
@@ -527,24 +629,28 @@ def test_a_folder_of_several_configurations_is_not_read_as_one(tmp_path):
 
 
 def test_splits_on_the_hub_that_differ_in_other_columns_are_read(tmp_path, monkeypatch):
-    """The Hub's place is taken by a folder, which the library refuses to read as one dataset."""
-    for split, more in (("train", {}), ("validation", {"level": 3}), ("test", {"level": "hard"})):
-        datasets.Dataset.from_list([{"problem": "1+1?", "answer": "2", **more}]).to_json(tmp_path / f"{split}.jsonl")
+    """A folder stands for the Hub. The library refuses to load it as one dataset."""
+    for split, columns in (("train", {}), ("validation", {"level": 3}), ("test", {"level": "hard"})):
+        datasets.Dataset.from_list([{"problem": "1+1?", "answer": "2", **columns}]).to_json(
+            tmp_path / f"{split}.jsonl"
+        )
     load, build = datasets.load_dataset, datasets.load_dataset_builder
 
-    def at(path):
+    def local(path):
         return str(tmp_path) if path == "someone/sums" else path
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda path, **files: load(at(path), **files))
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path: build(at(path)))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, **files: load(local(path), **files))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path: build(local(path)))
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         datasets.load_dataset("someone/sums")
     splits = rewards.load_splits("someone/sums")
-    assert {name: rows[0].get("level") for name, rows in splits.items()} == dict(train=None, validation=3, test="hard")
+    assert {name: rows[0].get("level") for name, rows in splits.items()} == dict(
+        train=None, validation=3, test="hard"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["", " Briefly."])
-def test_a_suffix_of_ones_own_takes_the_place_of_the_papers(suffix, monkeypatch):
+def test_a_suffix_replaces_that_of_the_paper(suffix, monkeypatch):
     splits = datasets.DatasetDict({"train": rows_of(6), "test": rows_of(6)})
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: splits)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
@@ -553,25 +659,22 @@ def test_a_suffix_of_ones_own_takes_the_place_of_the_papers(suffix, monkeypatch)
     assert [p["prompt"] for p in problems] == [f"{i}+{i}?{suffix}\n" for i in range(6)]
 
 
-def test_prompts_get_the_suffix_and_the_template_hears_of_thinking(tmp_path):
+def test_prompts_get_the_suffix_and_the_template_gets_enable_thinking(tmp_path):
     rows_of(6).to_json(tmp_path / "one.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     tokenizer.chat_template = "{{ messages[0].content }}|{{ 'think' if enable_thinking else 'answer' }}"
     for flags, end in (((), "?|answer"), ((" Briefly.", True), "? Briefly.|think")):
-        problems = rewards.read_problems(str(tmp_path / "one.jsonl"), ["train"], tokenizer, 64, *flags)["train"]
+        problems = rewards.read_problems(str(tmp_path / "one.jsonl"), ["train"], tokenizer, 64, *flags)[
+            "train"
+        ]
         assert all(p["prompt"].endswith(end) for p in problems)
-        assert problems[0]["prompt_ids"] == tokenizer(problems[0]["prompt"], add_special_tokens=False)["input_ids"]
+        assert (
+            problems[0]["prompt_ids"]
+            == tokenizer(problems[0]["prompt"], add_special_tokens=False)["input_ids"]
+        )
 
 
-def test_score_refuses_what_does_not_fit():
-    with pytest.raises(KeyError, match="acuracy"):
-        score(["acuracy"], [], [], [], 1.0)
-    for responses, problems, lengths in ([["a"], [], [1]], [["a"], [{"answer": "a"}], []], [[], [{}], [1]]):
-        with pytest.raises(ValueError):
-            score(["accuracy"], responses, problems, lengths, 1.0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Any text
 
 FRAGMENTS = [
@@ -611,7 +714,7 @@ FRAGMENTS = [
 ]
 
 
-def test_no_text_raises():
+def test_no_text_raises_an_exception():
     rng = random.Random(0)
     for _ in range(3000):
         text, answer = ("".join(rng.choices(FRAGMENTS, k=rng.randrange(12))) for _ in range(2))
@@ -627,33 +730,37 @@ HOSTILE = st.lists(st.one_of(st.characters(categories=["C", "L", "N", "P", "S", 
 
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(response=HOSTILE, answer=HOSTILE)
-def test_no_text_of_any_characters_raises(response, answer):
-    """Surrogates, NULs and all other control characters among them, and braces that nest or do not close."""
+def test_no_characters_raise_an_exception(response, answer):
+    """They include surrogates, NULs and other control characters, and braces that nest or do not close."""
     for text in (response, rf"\boxed{{{response}}}"):
         rows = score(["accuracy", "conciseness", "clarity"], [text], [{"answer": answer}], [3], 2.5)
         assert set(rows[0]) <= {0.0, 1.0}
     boxed = rewards.last_boxed(response)
     assert boxed is None or boxed in response
-    assert accuracy(rf"\boxed{{{answer}}}", answer) == 1.0 or "{" in answer or "}" in answer or "boxed" in answer
+    assert (
+        accuracy(rf"\boxed{{{answer}}}", answer) == 1.0 or "{" in answer or "}" in answer or "boxed" in answer
+    )
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(unit=st.lists(PIECES, min_size=1, max_size=3).map("".join))
 def test_time_is_linear_in_a_text_of_megabytes(unit):
-    """Of 1 MB; a quadratic way would take hours, these take half a second."""
+    """The text has 1 MB. Quadratic time would be hours; these functions take half a second."""
     text = (unit * 1_000_000)[:1_000_000]
     started = time.perf_counter()
     score(["accuracy", "clarity"], [text, rf"\boxed{{{text}}}"], [{"answer": "7"}] * 2, [3] * 2, 2.5)
     assert time.perf_counter() - started < 10
 
 
-@pytest.mark.parametrize("text", ["\0", "\ud800", "9" * 10000, "9" * 5000 + "/" + "8" * 5000, r"\frac", r"\sqrt", "a/"])
-def test_odd_text_equals_itself(text):
+@pytest.mark.parametrize(
+    "text", ["\0", "\ud800", "9" * 10000, "9" * 5000 + "/" + "8" * 5000, r"\frac", r"\sqrt", "a/"]
+)
+def test_an_unusual_answer_equals_itself(text):
     assert accuracy(rf"\boxed{{{text}}}", text) == 1.0
 
 
 def fill(unit, before="", after=""):
-    """`before`, then `unit` over and over, then `after`: 10,000 characters."""
+    """A text of 10,000 characters: `before`, repetitions of `unit`, and `after`."""
     return before + (unit * 10000)[: 10000 - len(before) - len(after)] + after
 
 
@@ -716,7 +823,7 @@ ADVERSARIAL = [
 
 
 def seconds(function, *arguments):
-    """The best time of three."""
+    """The shortest time of three calls."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -725,7 +832,7 @@ def seconds(function, *arguments):
     return min(times)
 
 
-def test_no_text_takes_long():
+def test_every_text_takes_at_most_10_ms():
     for text in ADVERSARIAL:
         assert len(text) == 10000
         boxed = rf"\boxed{{{text[:-8]}}}"

@@ -1,6 +1,5 @@
 """Whole runs of the scripts, on tiny random models: what is trained, written, refused."""
 
-import copy
 import importlib
 import json
 import math
@@ -12,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import PARSERS, ROOT, SCRIPTS, SMALL, all_files, read_lines, shared, spy, weights_of, without_times
+from conftest import ROOT, SCRIPTS, SMALL, all_files, read_lines, shared, spy, weights_of, without_times
 from safetensors.torch import load_file, save_file
 
 import compare
@@ -49,11 +48,22 @@ def test_a_run_changes_every_parameter_and_writes_what_it_says(
     measured = {"performance/{}", "completions/mean_length", "completions/clipped_ratio"}
     initial = {"time/validate", "eval/hypervolume", *(f"eval/{key}" for key in measured)}
     initial |= {f"val/{key}" for key in measured} if weighting == "hypervolume" else set()
-    trained = {"reward", "rewards/{}/mean", "rewards/{}/frac_zero_std", "weights/{}", "r_pareto", "learning_rate"}
+    trained = {
+        "reward",
+        "rewards/{}/mean",
+        "rewards/{}/frac_zero_std",
+        "weights/{}",
+        "r_pareto",
+        "learning_rate",
+    }
     trained |= {"loss", "clip_fraction", "grad_norm", "completions/mean_length", "completions/clipped_ratio"}
-    trained |= {"time/rollout", "time/probe", "time/update"} | (set() if "rloo" in script.__name__ else {"kl"})
+    trained |= {"time/rollout", "time/reward", "time/probe", "time/update"} | (
+        set() if "rloo" in script.__name__ else {"kl"}
+    )
     trained |= {"fixed": set(), "hypervolume": {"delta_hv"}, "gradient": {"influence/{}"}}[weighting]
-    for step, (line, wanted) in enumerate(zip(metrics, [initial, initial | trained, initial | trained], strict=True)):
+    for step, (line, wanted) in enumerate(
+        zip(metrics, [initial, initial | trained, initial | trained], strict=True)
+    ):
         assert line.keys() == {"step"} | {key.format(name) for key in wanted for name in names}
         assert line["step"] == step and all(math.isfinite(value) for value in line.values())
     for line in metrics[1:]:
@@ -78,7 +88,9 @@ def test_copies_of_three_files_are_a_working_program(folders, tmp_path):
             shutil.copy(ROOT / file, elsewhere)
         line = [sys.executable, f"{name}.py", *SMALL, "--steps", "1", "--weighting", "gradient"]
         line += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", "run"]
-        started.append(subprocess.Popen(line, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(line, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
     for name, process in zip(SCRIPTS, started):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0 and "Traceback" not in err, err
@@ -115,7 +127,9 @@ def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, 
     length = sum(s["length"] for s in samples) / 6
     assert last["completions/mean_length"] == pytest.approx(length)
     assert last["performance/conciseness"] == pytest.approx(1 - length / 12)
-    assert [s["performance"]["conciseness"] for s in samples] == pytest.approx([1 - s["length"] / 12 for s in samples])
+    assert [s["performance"]["conciseness"] for s in samples] == pytest.approx(
+        [1 - s["length"] / 12 for s in samples]
+    )
     assert last["completions/clipped_ratio"] == sum(s["cut_off"] for s in samples) / 6
     assert all(s["length"] == 12 for s in samples if s["cut_off"])
     points = [[line[f"eval/performance/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
@@ -128,7 +142,9 @@ def test_steps_that_are_evaluated(run):
     metrics, _ = run("--steps", "5", "--eval-every", "2")
     assert [line["step"] for line in metrics if "eval/hypervolume" in line] == [0, 2, 4, 5]
     metrics, folder = run("--steps", "0", name="none")
-    assert [line["step"] for line in metrics] == [0] and "loss" not in metrics[0] and (folder / "model").exists()
+    assert (
+        [line["step"] for line in metrics] == [0] and "loss" not in metrics[0] and (folder / "model").exists()
+    )
 
 
 @shared
@@ -145,16 +161,31 @@ def test_own_objectives_by_name(run):
 @shared
 def test_an_objective_of_any_name_overwrites_nothing(run, folders):
     """Each is as much as it says, and nothing that an evaluation notes beside it. Points go by the right objective."""
-    names = ["length", "prompt", "response", "answer", "cut_off", "mean_length", "hypervolume", "clipped_ratio"]
+    names = [
+        "length",
+        "prompt",
+        "response",
+        "answer",
+        "cut_off",
+        "mean_length",
+        "hypervolume",
+        "clipped_ratio",
+    ]
     values = {name: i / 16 for i, name in enumerate(names, 1)}
     for name, value in values.items():
         rewards.OBJECTIVES[name] = lambda value=value, **_: value
     weights = [1 / len(names)] * len(names)
-    metrics, folder = run("--steps", "1", "--weighting", "hypervolume", "--objectives", *names, "--weights", *weights)
+    metrics, folder = run(
+        "--steps", "1", "--weighting", "hypervolume", "--objectives", *names, "--weights", *weights
+    )
     problems = read_lines(folders["data"] / "test.jsonl")
     for sample, problem in zip(read_lines(folder / "completions.jsonl"), problems, strict=True):
         assert problem["problem"] in sample["prompt"] and sample["answer"] == problem["answer"]
-        assert isinstance(sample["response"], str) and type(sample["length"]) is int and type(sample["cut_off"]) is bool
+        assert (
+            isinstance(sample["response"], str)
+            and type(sample["length"]) is int
+            and type(sample["cut_off"]) is bool
+        )
         assert sample["performance"] == values
     for line in metrics:
         for prefix in ("eval", "val"):
@@ -170,14 +201,19 @@ def test_an_objective_of_any_name_overwrites_nothing(run, folders):
 def test_metrics_are_json_though_one_is_not_a_number(run, script, monkeypatch):
     """As is the gradient, whose update is skipped, and the influence of an objective, which leaves the weights."""
     function, probe = script.policy_loss, script.gram_matrix
-    monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
+    monkeypatch.setattr(
+        script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1])
+    )
     monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.inf, probe(*args)[1]))
     _, folder = run("--weighting", "gradient")
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    lines = [json.loads(line, parse_constant=refuse) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=refuse)
+        for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     for line in lines[1:]:
         assert {key for key, value in line.items() if value is None} == {
             "loss", "grad_norm", *(f"influence/{name}" for name in rewards.OBJECTIVES),
@@ -192,7 +228,12 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(run, script, monkeypa
     before, loaded = all_files(first), spy(monkeypatch, script, "load_model")
     with pytest.raises(SystemExit) as stop:
         run("--steps", "1", "--seed", "2")
-    assert stop.value.code == 2 and str(first) in capsys.readouterr().err and all_files(first) == before and not loaded
+    assert (
+        stop.value.code == 2
+        and str(first) in capsys.readouterr().err
+        and all_files(first) == before
+        and not loaded
+    )
     load, other = script.load_model, first.with_name("other")
     monkeypatch.setattr(script, "load_model", lambda *args: (other.mkdir(exist_ok=True), load(*args))[1])
     with pytest.raises(SystemExit) as stop:
@@ -203,7 +244,9 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(run, script, monkeypa
 @shared
 def test_runs_that_start_at_once_have_folders_of_their_own(run, folders, main, script, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "strftime", lambda pattern: time.strftime(pattern, (2026, 1, 2, 3, 4, 5, 0, 1, 0)))
+    monkeypatch.setattr(
+        script, "strftime", lambda pattern: time.strftime(pattern, (2026, 1, 2, 3, 4, 5, 0, 1, 0))
+    )
     for pid in (123, 124):
         monkeypatch.setattr(script.os, "getpid", lambda pid=pid: pid)
         main(script, *SMALL, "--steps", "0", "--model", folders["qwen3"], "--dataset", folders["data"])
@@ -228,7 +271,9 @@ def in_turn(run_script, *flags):
 
 def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_script, sgd, monkeypatch):
     for name in SCRIPTS:
-        monkeypatch.setattr(importlib.import_module(name), "advantage", lambda r, lengths, args: r - lengths / 10)
+        monkeypatch.setattr(
+            importlib.import_module(name), "advantage", lambda r, lengths, args: r - lengths / 10
+        )
     runs = list(in_turn(run_script, "--steps", "1", "--weighting", "gradient"))
     first = weights_of(runs[0][1])
     for metrics, folder in runs[1:]:
@@ -239,7 +284,12 @@ def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_s
 
 def test_one_seed_gives_all_scripts_the_same_first_rollouts(run_script):
     runs = [metrics[1] for metrics, _ in in_turn(run_script, "--steps", "1", "--learning-rate", "1e-9")]
-    for name in ("rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length", "eval/hypervolume"):
+    for name in (
+        "rewards/accuracy/mean",
+        "rewards/clarity/mean",
+        "completions/mean_length",
+        "eval/hypervolume",
+    ):
         assert len({line[name] for line in runs}) == 1
     assert len({line["grad_norm"] for line in runs}) == len(SCRIPTS)
 
@@ -253,7 +303,7 @@ def test_conciseness_compares_with_the_mean_over_all_training_rollouts_so_far(ru
     run("--steps", "3", "--eval-every", "3")
     lengths, training = [], [args for args, _ in calls if len(args[1]) == 16]
     assert len(training) == 3
-    for _, _, _, batch, mean_length, _ in training:
+    for _, _, _, batch, mean_length, *_ in training:
         lengths += batch
         assert mean_length == pytest.approx(sum(lengths) / len(lengths))
 
@@ -274,7 +324,9 @@ def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, sc
 
 @shared
 @pytest.mark.parametrize("weighting", ["fixed", "gradient"])
-def test_an_update_takes_its_share_of_the_problems_alike_lengths_together(run, script, monkeypatch, weighting):
+def test_an_update_takes_its_share_of_the_problems_alike_lengths_together(
+    run, script, monkeypatch, weighting
+):
     losses, batches = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, script, "micro_batch")
     flags = ["--updates-per-step", "2", "--micro-batch-size", "3", "--weighting", weighting]
     metrics, _ = run("--steps", "1", "--learning-rate", "0.01", *flags, *without_kl(script))
@@ -314,13 +366,29 @@ def test_micro_batches_do_not_change_the_gradient(run, sgd, updates):
     """Token means are over the whole update: with means per micro-batch, short ones would weigh as much as long."""
     results = {}
     for size in (1, 3, 16):
-        flags = ["--micro-batch-size", size, "--updates-per-step", updates, "--steps", 1, "--max-grad-norm", 1e9]
+        flags = [
+            "--micro-batch-size",
+            size,
+            "--updates-per-step",
+            updates,
+            "--steps",
+            1,
+            "--max-grad-norm",
+            1e9,
+        ]
         metrics, folder = run(*flags, "--weighting", "gradient", name=f"size{size}")
         results[size] = metrics[1], weights_of(folder)
     for size in (1, 3):
         for name, value in results[16][1].items():
             torch.testing.assert_close(results[size][1][name], value, rtol=1e-4, atol=1e-5)
-        for name in ("loss", "grad_norm", "reward", "influence/accuracy", "influence/clarity", "clip_fraction"):
+        for name in (
+            "loss",
+            "grad_norm",
+            "reward",
+            "influence/accuracy",
+            "influence/clarity",
+            "clip_fraction",
+        ):
             assert results[size][0][name] == pytest.approx(results[16][0][name], rel=1e-3, abs=1e-6)
 
 
@@ -335,16 +403,18 @@ def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch, weigh
 
 
 @shared
-def test_every_group_holds_the_responses_to_one_problem_and_its_answer(run, folders, monkeypatch, script, tokenizer):
+def test_every_group_holds_the_responses_to_one_problem_and_its_answer(
+    run, folders, monkeypatch, script, tokenizer
+):
     scored, rolled = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "rollout")
     run("--steps", "1")
     problems = read_lines(folders["data"] / "train.jsonl")
     [(args, batch)] = [call for call in rolled if len(call[1]["texts"]) == 16]
-    [(_, responses, scored_for, lengths, _, step)] = [args for args, _ in scored if len(args[1]) == 16]
+    [(_, responses, scored_for, lengths, _, step, split)] = [args for args, _ in scored if len(args[1]) == 16]
     assert args[3] == 4 and len(args[2]) == 4
     asked = [next(p for p in problems if p["problem"] in tokenizer.decode(prompt)) for prompt in args[2]]
     assert len({p["problem"] for p in asked}) == 4
-    assert step == 1 and [p["answer"] for p in scored_for] == [p["answer"] for p in asked for _ in range(4)]
+    assert step == 1 and split == "train" and [p["answer"] for p in scored_for] == [p["answer"] for p in asked for _ in range(4)]
     prompts = [ids[at.bool()].tolist() for ids, at in zip(batch["ids"], batch["attention"])]
     assert all(row[: len(args[2][i // 4])] == args[2][i // 4] for i, row in enumerate(prompts))
     assert responses == batch["texts"] and lengths == batch["lengths"].tolist()
@@ -384,8 +454,12 @@ def test_the_kl_term_is_that_from_the_initial_model_and_part_of_the_loss(run, sg
 def test_flags_reach_what_they_set(run, script, monkeypatch):
     losses, optimisers = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, torch.optim, "AdamW")
     made = []
-    monkeypatch.setattr(torch.optim, "AdamW", lambda p, **kwargs: made.append(kwargs) or torch.optim.SGD(p, lr=1e-3))
-    run("--steps", "1", "--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5")
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda p, **kwargs: made.append(kwargs) or torch.optim.SGD(p, lr=1e-3)
+    )
+    run(
+        "--steps", "1", "--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5"
+    )
     assert losses[0][0][3:] == (0.1, 0.3, 4.0)
     assert made == [{"lr": 1e-3, "weight_decay": 0.5, "fused": False}] and not optimisers
 
@@ -396,7 +470,9 @@ def test_an_influence_that_is_not_finite_leaves_the_weights(run, script, monkeyp
     monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.nan, probe(*args)[1]))
     metrics, _ = run("--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
     for line in metrics[1:]:
-        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx([0.7, 0.2, 0.1], abs=1e-12)
+        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(
+            [0.7, 0.2, 0.1], abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
@@ -414,7 +490,17 @@ def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
 @shared
 def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "summary", compare.before_and_after)
-    main(script, "--steps", "6", "--eval-every", "6", "--weighting", "gradient", "--output-dir", tmp_path / "run")
+    main(
+        script,
+        "--steps",
+        "6",
+        "--eval-every",
+        "6",
+        "--weighting",
+        "gradient",
+        "--output-dir",
+        tmp_path / "run",
+    )
     first, last = [line for line in compare.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
     assert last["eval/performance/accuracy"] > first["eval/performance/accuracy"] + 0.1
     assert last["eval/completions/mean_length"] < 0.9 * first["eval/completions/mean_length"]
@@ -450,17 +536,23 @@ def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(ru
 
 
 @shared
-def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(run, script, monkeypatch):
+def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(
+    run, script, monkeypatch
+):
     """The second point is better than the first, the third no better than the second, the fourth better in a part."""
     points = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]]
     validated, evaluate = iter(points), script.evaluate
     monkeypatch.setattr(
-        script, "evaluate", lambda *args: ({}, next(validated), []) if args[-2] == "val" else evaluate(*args)
+        script,
+        "evaluate",
+        lambda *args: ({}, next(validated), []) if args[3] == "validation" else evaluate(*args),
     )
     metrics, _ = run("--weighting", "hypervolume", "--hv-scale", "100", "--steps", "4", "--eval-every", "4")
     assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
     for i, line in enumerate(metrics[1:], 1):
-        gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(points[:i], [0] * 3)
+        gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(
+            points[:i], [0] * 3
+        )
         assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
         expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(100 * metrics[i - 1]["delta_hv"])
         assert line["r_pareto"] == pytest.approx(expected, abs=1e-12)
@@ -471,7 +563,7 @@ def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next
 def test_a_validated_point_is_compared_with_all_before_it(run, monkeypatch, script, reference):
     asked, evaluated = spy(monkeypatch, script, "contribution"), spy(monkeypatch, script, "evaluate")
     run("--weighting", "hypervolume", "--steps", "3", "--hv-reference", reference)
-    points = [result[1] for args, result in evaluated if args[-2] == "val"]
+    points = [result[1] for args, result in evaluated if args[3] == "validation"]
     assert len(points) == 4
     corner = points[0] if reference == "initial" else [0, 0, 0]
     assert [args for args, _ in asked] == [(points[i], points[:i], corner) for i in (1, 2, 3)]
@@ -503,7 +595,9 @@ def test_weights_follow_the_influence(run):
     metrics, _ = run("--weighting", "gradient", "--steps", "3", "--mu", "1e-4", "--learning-rate", "1e-3")
     w = torch.full((3,), 1 / 3, dtype=torch.float64)
     for line in metrics[1:]:
-        influence = torch.tensor([line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+        influence = torch.tensor(
+            [line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64
+        )
         w = w * torch.exp(1e-3 * influence / 1e-4)
         w = w / w.sum()
         assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
@@ -520,7 +614,9 @@ def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
         schedule.step()
     used, step = [], torch.optim.AdamW.step
     monkeypatch.setattr(
-        torch.optim.AdamW, "step", lambda self, *args: (used.append(self.param_groups[0]["lr"]), step(self, *args))
+        torch.optim.AdamW,
+        "step",
+        lambda self, *args: (used.append(self.param_groups[0]["lr"]), step(self, *args)),
     )
     flags = ["--steps", "5", "--eval-every", "5", "--weighting", "gradient", "--mu", "1e-4"]
     metrics, _ = run(*flags, "--lr-schedule", "polynomial")
@@ -528,7 +624,9 @@ def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
     assert [line["learning_rate"] for line in metrics[1:]] == used
     w = torch.full((3,), 1 / 3, dtype=torch.float64)
     for line in metrics[1:]:  # Eq. (3) has the same
-        influence = torch.tensor([line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+        influence = torch.tensor(
+            [line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64
+        )
         w = torch.softmax(w.log() + line["learning_rate"] * influence / 1e-4, 0)
         assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
 
@@ -536,7 +634,9 @@ def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
 @shared
 def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch):
     function = script.policy_loss
-    monkeypatch.setattr(script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1]))
+    monkeypatch.setattr(
+        script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1])
+    )
     metrics, folder = run("--weighting", "gradient")
     assert [line["grad_norm"] for line in metrics[1:]] == [None, None]
     before, after = load_file(folders["qwen3"] / "model.safetensors"), weights_of(folder)
@@ -547,7 +647,9 @@ def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, mo
 def test_rollouts_in_parts_are_as_good(run):
     """Greedy ones are the same, whatever is generated at once."""
     for size in ("1", "4", "100"):
-        metrics, folder = run("--steps", "1", "--rollout-batch-size", size, "--learning-rate", "1e-9", name=size)
+        metrics, folder = run(
+            "--steps", "1", "--rollout-batch-size", size, "--learning-rate", "1e-9", name=size
+        )
         assert metrics[0]["eval/completions/mean_length"] == metrics[1]["eval/completions/mean_length"]
         assert metrics[1]["clip_fraction"] == 0 and metrics[1]["completions/mean_length"] > 2
     texts = [(folder.with_name(size) / "completions.jsonl").read_text() for size in ("1", "4", "100")]
@@ -632,7 +734,9 @@ def inputs(folders, tmp_path_factory):
         "split": dataset(base / "split", train=GOOD),
         "nothing": dataset(base / "nothing", train=GOOD, test=[]),
         "unvalidated": dataset(base / "unvalidated", train=GOOD, test=GOOD[:1]),
-        "unanswered": dataset(base / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD),
+        "unanswered": dataset(
+            base / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD
+        ),
         "broken": dataset(base / "broken", train=GOOD, test=GOOD),
         **{name: base / name for name in ("empty", "partial", "endless")},
     }
@@ -646,7 +750,9 @@ def inputs(folders, tmp_path_factory):
     shutil.copytree(folders["qwen3"], paths["endless"])
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         settings = json.loads((paths["endless"] / name).read_text())
-        (paths["endless"] / name).write_text(json.dumps({**settings, "eos_token_id": None, "eos_token": None}))
+        (paths["endless"] / name).write_text(
+            json.dumps({**settings, "eos_token_id": None, "eos_token": None})
+        )
     (paths["endless"] / "chat_template.jinja").unlink()  # which would know the end of a turn
     return paths
 
@@ -692,9 +798,7 @@ def test_prompts_over_the_limit_are_left_out_and_counted(run, tokenizer, tmp_pat
 
 def test_help_shows_every_flag_and_every_default_once(script, main, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setattr(script, "PARSER", copy.deepcopy(PARSERS[script.__name__]))
-    monkeypatch.setattr(sys, "argv", ["script"])
-    defaults = vars(script.parse_args())
+    defaults = vars(script.make_parser().parse_args([]))
     with pytest.raises(SystemExit) as stop:
         main(script, "--help")
     assert stop.value.code == 0

@@ -121,7 +121,7 @@ def flags_in(text):
     """The names of the flags that a script's text gives its parser, with underscores."""
     calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.args]
     names = [call.args[0].value for call in calls if ast.unparse(call.func) == "flag"]
-    names += [call.args[0].value for call in calls if ast.unparse(call.func) == "PARSER.add_argument"
+    names += [call.args[0].value for call in calls if ast.unparse(call.func) == "parser.add_argument"
               and isinstance(call.args[0], ast.Constant)]  # fmt: skip
     return {name.removeprefix("--").replace("-", "_") for name in names}
 
@@ -129,10 +129,17 @@ def flags_in(text):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_argument_is_read(name):
     attributes = [node for node in ast.walk(ast.parse(TEXTS[name])) if isinstance(node, ast.Attribute)]
-    read = {node.attr for node in attributes if ast.unparse(node.value) == "args" and isinstance(node.ctx, ast.Load)}
+    read = {
+        node.attr
+        for node in attributes
+        if ast.unparse(node.value) == "args" and isinstance(node.ctx, ast.Load)
+    }
     flags = flags_in(TEXTS[name])
     assert len(flags) > 30 and flags - read == set()
-    assert flags_in('flag("a-b", 1)\nPARSER.add_argument("--c")\nPARSER.add_argument(f"--{name}")') == {"a_b", "c"}
+    assert flags_in('flag("a-b", 1)\nparser.add_argument("--c")\nparser.add_argument(f"--{name}")') == {
+        "a_b",
+        "c",
+    }
 
 
 def free_names(function):
@@ -148,11 +155,19 @@ def free_names(function):
     return read - made
 
 
-SETTINGS = {"TINY", "ALGORITHM", "RANK", "WORLD", "SHARDED", "PARSER", "FREE", "fail"}  # of a process
+SETTINGS = {"TINY", "ALGORITHM", "RANK", "WORLD", "SHARDED", "WHOLE", "MAY_CHANGE"}  # constants of a process
 CONSTANTS = {
     **dict.fromkeys(SCRIPTS, SETTINGS),
     "compare": {"COLOURS", "MARKERS", "STYLE", "ON_TEST"},
-    "rewards": {"OBJECTIVES", "PAPER", "PAPER_SUFFIX", "ENUMERATOR", "ORDINAL", "FILLED_BOX"},
+    "rewards": {
+        "OBJECTIVES",
+        "PERFORMANCE",
+        "PAPER_DATASETS",
+        "PAPER_SUFFIX",
+        "ENUMERATOR",
+        "ORDINAL",
+        "FILLED_BOX",
+    },
     "hypervolume": set(),
 }
 

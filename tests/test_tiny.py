@@ -1,4 +1,4 @@
-"""The embedded model and data: what tiny/README.md says of them."""
+"""Tests that the embedded model and data are as tiny/README.md describes them."""
 
 import re
 import subprocess
@@ -17,11 +17,15 @@ TINY = ROOT / "tiny"
 SPLITS = {split: read_lines(TINY / f"data/{split}.jsonl") for split in ("train", "validation", "test")}
 
 
-def test_the_data_are_right_and_the_splits_disjoint():
-    assert {split: len(rows) for split, rows in SPLITS.items()} == {"train": 4000, "validation": 100, "test": 200}
-    everything = [row for rows in SPLITS.values() for row in rows]
-    assert len({row["problem"] for row in everything}) == len(everything)
-    for row in everything:
+def test_the_answers_are_right_and_no_two_problems_are_alike():
+    assert {split: len(rows) for split, rows in SPLITS.items()} == {
+        "train": 4000,
+        "validation": 100,
+        "test": 200,
+    }
+    all_rows = [row for rows in SPLITS.values() for row in rows]
+    assert len({row["problem"] for row in all_rows}) == len(all_rows)
+    for row in all_rows:
         assert row.keys() == {"problem", "answer"}
         terms = re.fullmatch(r"What is (\d+(?:[+-]\d+){4})\?", row["problem"]).group(1)
         assert str(eval(terms)) == row["answer"]
@@ -29,21 +33,22 @@ def test_the_data_are_right_and_the_splits_disjoint():
 
 def test_the_model_is_a_small_qwen3_in_float32():
     weights = load_file(TINY / "model/model.safetensors")
-    assert {w.dtype for w in weights.values()} == {torch.float32}
-    assert 0.5e6 < sum(w.numel() for w in weights.values()) < 1.5e6
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    assert 0.5e6 < sum(weight.numel() for weight in weights.values()) < 1.5e6
     assert (TINY / "model/model.safetensors").stat().st_size <= 8e6
     assert AutoConfig.from_pretrained(TINY / "model").architectures == ["Qwen3ForCausalLM"]
 
 
 @pytest.mark.parametrize("sample", [True, False])
-def test_it_starts_able_wordy_and_often_unfinished(sample):
+def test_the_initial_model_is_partly_accurate_wordy_and_often_cut_off(sample):
     model, tokenizer, _ = grpo_dynw.load_model(str(TINY / "model"), "cpu")
     problems = rewards.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
     assert len(problems) == 200
     torch.manual_seed(1)
-    batch = grpo_dynw.rollout(model, tokenizer, [p["prompt_ids"] for p in problems], 1, 96, 800, sample)
+    prompts = [problem["prompt_ids"] for problem in problems]
+    batch = grpo_dynw.rollout(model, tokenizer, prompts, 1, 96, 800, sample)
     texts, lengths, cut_off = batch["texts"], batch["lengths"].tolist(), batch["cut_off"].tolist()
-    scores = rewards.score(["accuracy", "clarity"], texts, problems, lengths, 0)
+    scores = rewards.score(["accuracy", "clarity"], texts, problems, lengths, 0, split="test")
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
     assert 0.2 <= accuracy <= 0.65
     assert 0.1 <= clarity <= 0.6
@@ -58,5 +63,5 @@ def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
     for split in SPLITS:
         assert (tmp_path / f"data/{split}.jsonl").read_bytes() == (TINY / f"data/{split}.jsonl").read_bytes()
     assert (tmp_path / "model/tokenizer.json").read_bytes() == (TINY / "model/tokenizer.json").read_bytes()
-    model, _, settings = grpo_dynw.load_model(str(tmp_path / "model"), "cpu")
-    assert settings.top_k == 20 and model.generation_config.eos_token_id == [2]
+    model, _, generation_config = grpo_dynw.load_model(str(tmp_path / "model"), "cpu")
+    assert generation_config.top_k == 20 and model.generation_config.eos_token_id == [2]

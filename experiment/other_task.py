@@ -1,10 +1,11 @@
 """
-Makes another model and task to try the weightings on, by the recipe of tiny/make_tiny.py with other ingredients.
+Makes a second model and dataset for the experiment, by the recipe of tiny/make_tiny.py with other settings.
 
-    python benchmarks/other_task.py --output runs/other        some 8 minutes on two cores
+    python experiment/other_task.py --output runs/other        about 8 minutes on two cores
 
-Sums and differences of four integers up to 60 instead of five up to 40, and another manner: fewer enumerate, more go
-over it all once more, and more are plain from the start. Nothing was tuned on it.
+The problems are sums and differences of four integers up to 60, instead of five integers up to 40. The
+demonstrations follow another mixture of styles: fewer contain enumerators (Step 1, First), more go over the
+calculation a second time, and more are plain. No setting of the training scripts was tuned on this task.
 """
 
 import random
@@ -16,7 +17,7 @@ import make_tiny  # noqa: E402
 
 
 def make_problem(rng: random.Random) -> list[int]:
-    """Four terms, negative where subtracted. No partial sum is negative."""
+    """Four terms, negative if subtracted. All partial sums are 0 or more."""
     while True:
         terms = [rng.randint(2, 60)] + [rng.choice([1, 1, -1]) * rng.randint(2, 60) for _ in range(3)]
         if all(sum(terms[: i + 1]) >= 0 for i in range(4)):

@@ -1,0 +1,420 @@
+"""
+Draws the tables and pictures of the experiment from experiment/results.csv alone.
+
+    python experiment/report.py        writes experiment/RESULTS.md and experiment/experiment-*.png
+
+An evaluation is one row of the CSV. A run is all rows with the same task, algorithm, variant and seed. The
+area of a run is the area under the curve of its hypervolume so far over the steps, divided by the number of
+steps.
+"""
+
+import argparse
+import math
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas
+from matplotlib.figure import Figure
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from compare import COLOURS, STYLE  # noqa: E402
+from hypervolume import hypervolume, pareto_front  # noqa: E402
+
+KEYS = ["task", "algorithm", "variant", "seed"]  # They identify a run.
+OBJECTIVES = ["accuracy", "conciseness", "clarity"]
+FIXED = ["accuracy-focused", "balanced", "efficiency-focused", "clarity-focused"]
+DYNAMIC = ["hypervolume", "gradient", "nash"]
+PALETTE = dict(zip(FIXED + DYNAMIC, [*COLOURS[:3], "0.5", *COLOURS[3:]]))
+TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
+ABLATION_STEPS = 60
+ABLATIONS = {  # title: variants
+    "What the meta reward scales": ["balanced", "hypervolume", "hypervolume, r_pareto on the reward"],
+    "The scale of delta_hv": ["hypervolume, scale 1", "hypervolume", "hypervolume, scale 2048"],
+    "The reference point": ["hypervolume", "hypervolume, from the initial model"],
+    "The scale of influence, and mu": [
+        "gradient",
+        "gradient, clipped",
+        "gradient, mu / 10",
+        "gradient, mu x 10",
+    ],
+    "What is normalised": ["balanced", "balanced, each normalised", "gradient", "gradient, each normalised"],
+    "The probed layers": ["gradient, all layers", "gradient", "gradient, last layer"],
+    "The schedule of the learning rate": [
+        v + s for v in ("balanced", *DYNAMIC[:2]) for s in ("", ", polynomial")
+    ],
+    "A learning rate of 4e-5": [f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC],
+}
+DEVELOPMENT = ["balanced", "efficiency-focused", "nash"]  # run to the end on seeds 1 to 3
+MEASURES = {  # measure of a run: title of its column, format
+    "hv": ("hypervolume", "{:.3f}"),
+    "hv_last": ("of the last point", "{:.3f}"),
+    "area": ("area", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
+    "length": ("length", "{:.1f}"),
+    "clarity": ("clarity", "{:.3f}"),
+    "front_mean": ("mean over the front", "{:.3f}"),
+    "front_step": ("mean step of the front", "{:.0f}"),
+}
+INTRODUCTION = """\
+`python experiment/report.py` draws these tables and pictures from [results.csv](results.csv), which
+`experiment/experiment.py` writes. [README.md](README.md) explains them.
+
+- A number is the mean over seeds ± half the width of its 95% confidence interval.
+- Performance is that of greedy responses on the test split. Accuracy, length (in tokens) and clarity are
+  those of the last evaluation.
+- The hypervolume is that of all evaluations of a run, measured from the worst corner. "Of the last point" is
+  the hypervolume of the last evaluation alone.
+- The area is the mean over the steps of the hypervolume so far. It is the main measure.
+- The front of a run consists of its Pareto-optimal evaluations. "Mean over the front" is their mean
+  performance over all objectives. "Mean step of the front" is the mean of their steps.
+- "Steps to 95%" is the first step at which a run has 95% of the final hypervolume of the best fixed weighting
+  with the same algorithm and seed. The table has the median of the runs that get there, and their number.
+- Comparisons are paired by seed. p is that of a t-test. Holm's correction covers all comparisons of a task. A
+  difference is significant if the corrected p is below 0.05."""
+
+
+# Measures and tests
+
+
+def measure(run):
+    """The measures of one run, from a frame of its evaluations in order."""
+    points, steps = run[OBJECTIVES].to_numpy(), run["step"].to_numpy()
+    volumes = np.array([hypervolume(points[: i + 1], [0.0] * len(OBJECTIVES)) for i in range(len(points))])
+    is_on_front = pareto_front(points)
+    return {
+        "hv": volumes[-1],
+        "hv_last": points[-1].prod(),
+        "area": np.trapezoid(volumes, steps) / steps[-1],
+        "accuracy": points[-1, 0],
+        "length": run["length"].to_numpy()[-1],
+        "clarity": points[-1, 2],
+        "weights": run[[f"w_{name}" for name in OBJECTIVES]].to_numpy()[-1],
+        "r_pareto": run["r_pareto"].to_numpy()[1:].mean(),
+        "front_mean": points[is_on_front].mean(),
+        "front_step": steps[is_on_front].mean(),
+        "volumes": volumes,
+        "steps": steps,
+    }
+
+
+def measure_all(evaluations):
+    """A frame with one row for each run: keys, measures, and `steps_to_95`, nan if a run misses the goal."""
+    groups = evaluations.groupby(KEYS, sort=False)
+    runs = pandas.DataFrame({**dict(zip(KEYS, key)), **measure(run)} for key, run in groups)
+    runs["steps_to_95"] = np.nan
+    for _, comparable in runs.groupby(["task", "algorithm"]):
+        fixed = comparable[comparable["variant"].isin(FIXED)]
+        if fixed.empty:
+            continue
+        best_fixed = fixed.groupby("variant")["hv"].mean().idxmax()
+        goals = 0.95 * fixed[fixed["variant"] == best_fixed].set_index("seed")["hv"]
+        for i, run in comparable.iterrows():
+            steps = run["steps"][run["volumes"] >= goals.get(run["seed"], np.inf)]
+            runs.loc[i, "steps_to_95"] = steps[0] if len(steps) else np.nan
+    return runs
+
+
+def comparable_evaluations(evaluations):
+    """
+    The evaluations on which weightings are compared.
+
+    These are those of the main study and the control, at the steps that all runs of a task and algorithm
+    have. Seeds 1 to 3 of the embedded task are left out, because Nash weighting was developed on them.
+    """
+    main = evaluations[evaluations["variant"].isin(FIXED + DYNAMIC)]
+    main = main[(main["task"] != "embedded") | (main["seed"] >= 4)]
+    num_runs = (main["step"] == 0).groupby([main["task"], main["algorithm"]]).transform("sum")
+    return main[main.groupby(["task", "algorithm", "step"])["seed"].transform("size") == num_runs]
+
+
+def interval(values, pattern="{:.3f}"):
+    """Mean ± half the width of its 95% confidence interval (Student's t). One value is shown alone."""
+    if len(values) == 1:
+        return pattern.format(*values)
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{pattern.format(np.mean(values))} ± {pattern.format(half)}"
+
+
+def holm(p_values):
+    """P-values adjusted by Holm's method."""
+    p_values, adjusted, largest = np.asarray(p_values), np.empty(len(p_values)), 0.0
+    for rank, i in enumerate(np.argsort(p_values)):
+        largest = adjusted[i] = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+    return adjusted
+
+
+def select_variants(runs, variants):
+    """The runs of the given variants, in the order of `variants`."""
+    return pandas.concat([runs[runs["variant"] == variant] for variant in variants])
+
+
+# Tables
+
+
+def markdown_table(rows):
+    """Rows of cells as a Markdown table. The first row has the titles."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def main_table(runs):
+    """One row for each algorithm and variant, with all measures."""
+    has_goal = bool(runs["steps_to_95"].notna().any())
+    titles = [title for title, _ in MEASURES.values()] + ["steps to 95%"] * has_goal
+    rows = [["algorithm", "weighting", "seeds", *titles]]
+    for (algorithm, variant), seeds in runs.groupby(["algorithm", "variant"], sort=False):
+        cells = [interval(seeds[name].to_numpy(), pattern) for name, (_, pattern) in MEASURES.items()]
+        if has_goal:
+            reached = seeds["steps_to_95"].dropna()
+            count = f"({len(reached)} of {len(seeds)})"
+            cells.append(f"{reached.median():.0f} {count}" if len(reached) else count)
+        rows.append([TITLES[algorithm], variant, len(seeds), *cells])
+    return markdown_table(rows)
+
+
+def ablation_table(runs):
+    """One row for each variant, with its final weights and mean r_pareto."""
+    names = ["hv", "hv_last", "area", "accuracy", "length", "clarity"]
+    titles = [MEASURES[name][0] for name in names]
+    rows = [["weighting", "seeds", *titles, "weights at the end", "mean r_pareto"]]
+    for variant, seeds in runs.groupby("variant", sort=False):
+        cells = [interval(seeds[name].to_numpy(), MEASURES[name][1]) for name in names]
+        weights = " ".join(f"{w:.2f}" for w in np.mean(np.stack(seeds["weights"]), axis=0))
+        rows.append([variant, len(seeds), *cells, weights, f"{seeds['r_pareto'].mean():.2f}"])
+    return markdown_table(rows)
+
+
+def comparison_table(runs):
+    """The area of each dynamic weighting minus that of each fixed one, paired by seed. None without pairs."""
+    pairs = []
+    for algorithm, group in runs.groupby("algorithm", sort=False):
+        areas = group.pivot(index="seed", columns="variant", values="area")
+        for variant, fixed in ((v, f) for v in DYNAMIC for f in FIXED if {v, f} <= set(areas)):
+            differences = (areas[variant] - areas[fixed]).dropna().to_numpy()
+            if len(differences) > 1:
+                pairs.append((TITLES[algorithm], variant, fixed, differences))
+    if not pairs:
+        return None
+
+    p_values = [stats.ttest_1samp(differences, 0).pvalue for *_, differences in pairs]
+    rows = [["algorithm", "weighting", "against", "pairs", "difference in area", "p", "p, Holm", "verdict"]]
+    for (algorithm, variant, fixed, differences), p, p_holm in zip(pairs, p_values, holm(p_values)):
+        verdict = "not significant"
+        if p_holm < 0.05:
+            verdict = f"{variant} is {'ahead of' if differences.mean() > 0 else 'behind'} {fixed}"
+        cells = [len(differences), interval(differences), f"{p:.2g}", f"{p_holm:.2g}", verdict]
+        rows.append([algorithm, variant, fixed, *cells])
+    return markdown_table(rows)
+
+
+# Pictures
+
+
+def plot_band(axes, x, values, colour, label, **style):
+    """Plots the mean over seeds of values (seeds, N), and one standard deviation above and below it."""
+    mean, deviation = values.mean(0), values.std(0, ddof=int(len(values) > 1))
+    axes.plot(x, mean, color=colour, label=label, **style)
+    axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+
+
+def by_seed(evaluations, column):
+    """A column of evaluations as an array (seeds, N)."""
+    return evaluations.pivot(index="seed", columns="step", values=column).to_numpy()
+
+
+def best_attained(points, x):
+    """For each value in `x`, the largest y of points (N, 2) with at least this x, or nan if there is none."""
+    return np.array([max(points[points[:, 0] >= value, 1], default=np.nan) for value in x])
+
+
+def variants_in(frame):
+    """The variants of the main study and the control that a frame contains, in their usual order."""
+    return [variant for variant in FIXED + DYNAMIC if variant in set(frame["variant"])]
+
+
+def line_styles(variants):
+    """(variant, colour, line style) of each variant. Fixed weights are dashed."""
+    return [(variant, PALETTE[variant], "--" if variant in FIXED else "-") for variant in variants]
+
+
+def add_legend(figure, ncols):
+    """Adds one legend for all panels, below them."""
+    handles = {}
+    for axes in figure.axes:
+        handles.update(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
+
+
+def draw_volumes(runs, variants):
+    """Hypervolume so far over the steps, one panel for each task and algorithm."""
+    panels = list(runs.groupby(["task", "algorithm"], sort=False))
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(5 * columns, 3.7 * rows), layout="constrained")
+    for i, ((task, algorithm), panel_runs) in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, i)
+        for variant, colour, style in line_styles(variants):
+            seeds = panel_runs[panel_runs["variant"] == variant]
+            if len(seeds):
+                plot_band(
+                    axes, seeds["steps"].iloc[0], np.stack(seeds["volumes"]), colour, variant, linestyle=style
+                )
+        axes.set(title=f"{TITLES[algorithm]}, task: {task}", xlabel="step", ylabel="hypervolume so far")
+        axes.set_ylim(bottom=0)
+    add_legend(figure, 3 if columns > 1 else 2)
+    return figure
+
+
+def draw_fronts(evaluations, algorithms, variants):
+    """Mean Pareto fronts of each pair of objectives, as far as those of all seeds reach. Rows: algorithms."""
+    figure = Figure(figsize=(13, 3.8 * len(algorithms)), layout="constrained")
+    for panels, algorithm in zip(figure.subplots(len(algorithms), 3, squeeze=False), algorithms):
+        subset = evaluations[evaluations["algorithm"] == algorithm]
+        start = subset[subset["step"] == 0].iloc[0]
+        limit = start["length"] / (1 - start["conciseness"])
+        for axes, pair in zip(panels, combinations(OBJECTIVES, 2)):
+            x_name, y_name = sorted(pair, key=["conciseness", "clarity", "accuracy"].index)
+            is_length = x_name == "conciseness"
+            grid = np.linspace(subset[x_name].min(), subset[x_name].max(), 200)
+            for variant, colour, style in line_styles(variants):
+                seeds = subset[subset["variant"] == variant].groupby("seed")
+                if len(seeds):
+                    fronts = [best_attained(run[[x_name, y_name]].to_numpy(), grid) for _, run in seeds]
+                    x = limit * (1 - grid) if is_length else grid
+                    plot_band(axes, x, np.stack(fronts), colour, variant, linestyle=style)
+            x = start["length" if is_length else x_name]
+            axes.plot(
+                x, start[y_name], "*", color="black", linestyle="none", markersize=14, label="initial model"
+            )
+            axes.set(title=TITLES[algorithm], xlabel="length (tokens)" if is_length else x_name)
+            axes.set(ylabel=y_name, ylim=(subset[y_name].min() - 0.05, 1.02))
+            axes.xaxis.set_inverted(is_length)
+    add_legend(figure, 4)
+    return figure
+
+
+def draw_weights(evaluations, algorithms):
+    """Weights (gradient-based and Nash weighting) and meta reward over the steps. Columns: algorithms."""
+    figure = Figure(figsize=(4.6 * len(algorithms), 9), layout="constrained")
+    for panels, algorithm in zip(figure.subplots(3, len(algorithms), squeeze=False).T, algorithms):
+        subset = evaluations[(evaluations["algorithm"] == algorithm) & (evaluations["step"] > 0)]
+        for axes, variant in zip(panels, ("gradient", "nash")):
+            seeds = subset[subset["variant"] == variant]
+            for name, colour in zip(OBJECTIVES, COLOURS[3:]):
+                if len(seeds):
+                    plot_band(axes, seeds["step"].unique(), by_seed(seeds, f"w_{name}"), colour, name)
+            axes.set(title=f"{TITLES[algorithm]}: weights, {variant}", ylim=(0, 1), xlabel="step")
+        seeds = subset[subset["variant"] == "hypervolume"]
+        if len(seeds):
+            plot_band(
+                panels[2], seeds["step"].unique(), by_seed(seeds, "r_pareto"), "black", "meta reward r_pareto"
+            )
+        panels[2].set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.3, 2.1), xlabel="step")
+    add_legend(figure, min(4, 2 * len(algorithms)))
+    return figure
+
+
+# The report
+
+
+def ablation_section(runs):
+    """The section on the ablations, as a list of Markdown parts. `runs` end at step ABLATION_STEPS."""
+    parts = []
+    for title, variants in ABLATIONS.items():
+        table_runs = select_variants(runs, variants)
+        if table_runs["variant"].str.contains(",").any():  # not only variants of the main study
+            parts += [f"{title}:", ablation_table(table_runs)]
+    return [f"### Ablations: GRPO, the first {ABLATION_STEPS} steps, seeds 1 to 3", *parts] if parts else []
+
+
+def development_section(runs):
+    """The section on the runs with which Nash weighting was developed, as a list of Markdown parts."""
+    title = "### The runs with which Nash weighting was developed: GRPO, 120 steps, seeds 1 to 3"
+    return (
+        [title, ablation_table(select_variants(runs, DEVELOPMENT))] if "nash" in set(runs["variant"]) else []
+    )
+
+
+def learning_rate_section(runs):
+    """The section on the choice of the learning rate, as a list of Markdown parts."""
+    runs = runs[(runs["seed"] == 0) & runs["variant"].str.contains("learning rate")]
+    if runs.empty:
+        return []
+    best = runs.loc[runs.groupby("algorithm", sort=False)["hv"].idxmax()]
+    best = "; ".join(f"{TITLES[run['algorithm']]}: {run['variant']}" for _, run in best.iterrows())
+    title = "### The learning rate, chosen on balanced weights, seed 0"
+    return [title, f"The largest final hypervolume belongs to {best}.", main_table(runs)]
+
+
+def report(evaluations, figures):
+    """All tables as Markdown. figures: a pair (file name, caption) for each picture, the volumes first."""
+    runs = measure_all(evaluations)
+    short_runs = measure_all(evaluations[evaluations["step"] <= ABLATION_STEPS])
+    comparable = measure_all(comparable_evaluations(evaluations))
+    parts = ["# Results", INTRODUCTION]
+    parts += [f"![{caption}]({name})" for name, caption in figures[:1]]
+    for task, task_runs in runs.groupby("task", sort=False):
+        parts.append(f"## Task: {task}")
+        groups = comparable[comparable["task"] == task].groupby("algorithm", sort=False)
+        if len(groups):
+            main = pandas.concat([select_variants(group, FIXED + DYNAMIC) for _, group in groups])
+            num_steps = sorted({str(steps[-1]) for steps in main["steps"]})
+            parts += [f"After {' or '.join(num_steps)} steps:", main_table(main)]
+            parts += filter(None, [comparison_table(main)])
+            parts += [
+                f"![{caption}]({name})"
+                for name, caption in figures[1:]
+                if name.startswith(f"experiment-{task}-")
+            ]
+        early, early_short = (
+            frame[(frame["task"] == task) & (frame["algorithm"] == "grpo") & frame["seed"].between(1, 3)]
+            for frame in (runs, short_runs)
+        )
+        parts += ablation_section(early_short)
+        if task == "embedded":
+            parts += development_section(early)
+        parts += learning_rate_section(task_runs)
+    return "\n\n".join(parts) + "\n"
+
+
+@matplotlib.rc_context(STYLE)
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--results", type=Path, default=ROOT / "experiment/results.csv", help="the CSV")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "experiment", help="folder for tables and pictures"
+    )
+    args = parser.parse_args()
+    if not args.results.exists():
+        parser.error(f"--results: {args.results} does not exist")
+    evaluations = pandas.read_csv(args.results)
+    if evaluations.empty:
+        parser.error(f"--results: {args.results} has no runs yet")
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    comparable = comparable_evaluations(evaluations)
+    figures = []  # (file name, caption, figure)
+    if len(comparable):
+        figure = draw_volumes(measure_all(comparable), variants_in(comparable))
+        figures.append(("experiment-volumes.png", "Hypervolume over the steps", figure))
+    for task, subset in comparable.groupby("task", sort=False):
+        algorithms = list(subset["algorithm"].unique())
+        figure = draw_fronts(subset, algorithms, variants_in(subset))
+        figures.append((f"experiment-{task}-fronts.png", "Pareto fronts, means over seeds", figure))
+        figure = draw_weights(subset, algorithms)
+        figures.append((f"experiment-{task}-weights.png", "Weights and meta reward over the steps", figure))
+    for name, _, figure in figures:
+        figure.savefig(args.output / name, dpi=120)
+    (args.output / "RESULTS.md").write_text(
+        report(evaluations, [(name, caption) for name, caption, _ in figures])
+    )
+    print(f"{evaluations.groupby(KEYS).ngroups} runs: {args.output / 'RESULTS.md'}")
+
+
+if __name__ == "__main__":
+    main()
