@@ -7,18 +7,20 @@ Alignment Through Dynamic Reward Weighting" (Lu et al., arXiv:2509.11452).
 
 Each response has K rewards, r_vec. The policy maximizes their weighted sum w . r_vec. --weighting is one of:
 
-    fixed        The weights w are constant. This is the baseline.
-    hypervolume  w is constant. After each step, the validation split shows how much hypervolume the step
-                 gained. This gives the meta reward r_pareto, which scales the next step (Alg. 1, Eq. 1).
-    gradient     w_k grows with the influence I_k = <g_k, sum_j g_j>, where g_k is the policy gradient of
-                 objective k. w moves before the policy update of the same step (Alg. 2, Eq. 3).
+    fixed        w is constant. This is the baseline.
+    hypervolume  w is constant. After each step, the validation split shows how much hypervolume it gained.
+                 The gain sets the meta reward r_pareto, which multiplies the next step's advantages (Alg. 1).
+    gradient     Before the policy update, w_k is multiplied by exp(lr I_k / mu) and normalized. The influence
+                 I_k = <g_k, sum_j g_j> compares the policy gradients g_k of the objectives (Alg. 2).
     nash         w_k is proportional to w0_k / p_k, where w0 are the initial weights and p is the mean
                  performance of the step's responses. This weighting is ours, not the paper's.
 
-Shapes: K objectives, G responses to a problem, N responses in a step, B in a micro-batch, P prompt tokens
-(padded on the left), R response tokens (padded on the right), T = P + R.
+A reward scores one response. A performance is what evaluations report: by default, the mean reward.
 
-REINFORCE++ is between `# --- algorithm: ... ---` and `# --- end ---`. The scripts share all other lines.
+Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
+P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R.
+
+Lines between `# --- algorithm: ... ---` and `# --- end ---` are REINFORCE++. The scripts share the others.
 """
 # --- end ---
 
@@ -54,53 +56,33 @@ ALGORITHM = Path(__file__).stem.removesuffix("_dynw")
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 SHARDED = "LOCAL_RANK" in os.environ  # Under torchrun, parameters are sharded, even with one process.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # A checkpoint holds whole tensors.
-MAY_CHANGE = {
-    "resume",
-    "steps",
-    "eval_every",
-    "checkpoint_every",
-    "report_to",
-    "dataset",
-    "device",
-}  # on --resume
-MAY_CHANGE |= {"micro_batch_size"}
+# The flags that --resume may change. A dataset may have moved.
+MAY_CHANGE = {"steps", "eval_every", "checkpoint_every", "report_to", "dataset", "device", "micro_batch_size"}
 
 
 # ---------- Arguments ----------
 
 
+def add_flag(parser, name, default, help, choices=None, **options):
+    if default is not None:
+        options = {"type": type(default), **options}
+        help += f" (default: {default})".replace("%", "%%")
+    parser.add_argument(f"--{name}", default=default, help=help, choices=choices, **options)
+
+
 def make_parser():
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
-    parser.error = fail
-
-    def flag(name, default, help, choices=None, **options):
-        if default is not None:
-            options = {"type": type(default), **options}
-            help += f" (default: {default})".replace("%", "%%")
-        parser.add_argument(f"--{name}", default=default, help=help, choices=choices, **options)
-
+    parser.error, flag = fail, partial(add_flag, parser)
     flag("weighting", "fixed", "how rewards are weighted", ["fixed", "hypervolume", "gradient", "nash"])
-    flag(
-        "objectives",
-        ["accuracy", "conciseness", "clarity"],
-        "names of objectives in rewards.py",
-        nargs="+",
-        type=str,
-    )
+    flag("objectives", ["accuracy", "conciseness", "clarity"], "names in rewards.py", nargs="+", type=str)
     flag("weights", None, "initial weights, which sum to 1 (default: equal)", nargs="+", type=float)
-    flag("mu", None, "the step size of the weights is lr / mu (default: 10 learning rates)", type=float)
-    flag("influence-scale", "unit", "scale each gradient to norm 1, or clip its norm", ["unit", "clip"])
-    flag(
-        "probe-layers",
-        [0.25, 0.75],
-        "decoder layers for Eq. (3), as fractions of the depth",
-        nargs=2,
-        type=float,
-    )
-    flag("meta-reward-on", "advantage", "what r_pareto scales", ["advantage", "reward"])
+    flag("mu", None, "step size of the weights is lr / mu (default of mu: 10 learning rates)", type=float)
+    flag("influence-scale", "unit", "scale each gradient to norm 1, or clip its norm to 1", ["unit", "clip"])
+    flag("probe-layers", [0.25, 0.75], "layers in Eq. (3), as fractions of the depth", nargs=2, type=float)
+    flag("meta-reward-on", "advantage", "what r_pareto multiplies", ["advantage", "reward"])
     flag("hv-scale", 100.0, "factor on delta_hv in Eq. (1)")
-    flag("hv-reference", "worst", "reference point of delta_hv", ["worst", "initial"])
-    flag("normalize", "sum", "normalize the weighted sum of rewards, or each", ["sum", "each"])
+    flag("hv-reference", "worst", "reference point: 0, or the initial model", ["worst", "initial"])
+    flag("normalize", "sum", "normalize the weighted sum of rewards, or each reward", ["sum", "each"])
     flag("model", str(TINY / "model"), "a folder, or a name on the Hub")
     flag("dataset", str(TINY / "data"), "a folder, a file, a name on the Hub, math-500 or math-algebra")
     flag("prompt-suffix", None, "text after each problem (default: none; for the paper's data, the paper's)")
@@ -110,11 +92,11 @@ def make_parser():
     flag("device", "cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1 ...")
     flag("seed", 1, "seed of the sampling and of the order of problems")
     flag("steps", 60, "number of training steps")
-    flag("prompts-per-step", 16, "problems per step")
-    flag("num-generations", 8, "responses per problem")
-    flag("updates-per-step", 1, "policy updates, each on its share of the problems")
-    flag("micro-batch-size", 32, "responses per backward pass; does not change results")
-    flag("rollout-batch-size", 128, "responses generated at once")
+    flag("prompts-per-step", 16, "number of problems in a step")
+    flag("num-generations", 8, "number of responses to a problem")
+    flag("updates-per-step", 1, "policy updates in a step, each on its share of the problems")
+    flag("micro-batch-size", 32, "responses in a backward pass; does not change results")
+    flag("rollout-batch-size", 128, "responses generated at once, at least those to one problem")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     flag("learning-rate", 2e-5, "learning rate of AdamW")
     flag("lr-schedule", "constant", "polynomial decays to 0", ["constant", "polynomial"])
@@ -122,7 +104,7 @@ def make_parser():
     flag("max-grad-norm", 1.0, "clip the gradient's norm")
     # --- algorithm: args ---
     flag("kl-coefficient", 0.001, "coefficient of the KL divergence from the initial model")
-    flag("baseline", "whiten", "whiten is REINFORCE++", choices=["whiten", "mean", "none"])
+    flag("baseline", "whiten", "whiten is REINFORCE++", ["whiten", "mean", "none"])
     # --- end ---
     flag("clip-low", 0.2, "clip the ratio below 1 - this")
     flag("clip-high", 0.2, "clip the ratio above 1 + this")
@@ -136,16 +118,16 @@ def make_parser():
 
 
 def parse_args():
-    """Returns the arguments and, with --resume, the checkpoint, whose arguments are the defaults."""
+    """Returns the arguments and, with --resume, the checkpoint. Its arguments are then the defaults."""
     parser = make_parser()
     args = parser.parse_args()
     if args.resume is None:
         return check_args(args), None
     with input_errors("--resume"):
         checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True, weights_only=True)
-        origin = checkpoint.get("origin") or ["another program", 0]
+        origin = checkpoint.get("origin")
     if origin != [ALGORITHM, WORLD]:
-        fail(f"--resume: the checkpoint is of {origin[0]} in {origin[1]} processes, not of this run")
+        fail(f"--resume: needs a checkpoint of {ALGORITHM} in {WORLD} processes, not of {origin}")
 
     old_args, step = {**checkpoint["args"], "output_dir": args.resume}, checkpoint["state"]["step"]
     parser.set_defaults(**old_args)
@@ -153,21 +135,21 @@ def parse_args():
     changed = {name for name, value in vars(args).items() if value != old_args[name]}
     if "model" in changed:
         fail(f"--model: must stay the same; if its folder has moved, link it to {old_args['model']}")
-    if changed - MAY_CHANGE or ("steps" in changed and args.lr_schedule != "constant"):
+    if changed := changed - MAY_CHANGE - {"resume"}:
         fail(f"--resume: cannot change --{', --'.join(sorted(changed)).replace('_', '-')}")
-    if args.steps < step:
-        fail(f"--steps: the run has already taken {step}")
+    if args.steps < step or (args.steps != old_args["steps"] and args.lr_schedule != "constant"):
+        fail(f"--steps: cannot change to less than the {step} steps taken, nor with a polynomial schedule")
     return args, checkpoint
 
 
 def check_args(args):
-    """Checks the arguments, and completes those that depend on others."""
+    """Fills in the defaults that depend on other arguments, and checks all arguments."""
     K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
     args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     folder = strftime(f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}")
     args.output_dir = args.output_dir or folder
-    if os.path.isdir(args.model):  # A run may be resumed from another folder.
+    if os.path.isdir(args.model):  # --resume may be called in another folder.
         args.model = os.path.abspath(args.model)
 
     positive = {"mu", "max_new_tokens", "prompts_per_step", "updates_per_step", "eval_every"}
@@ -180,28 +162,32 @@ def check_args(args):
     if len(args.weights) != K or not min(args.weights) >= 0 or not abs(sum(args.weights) - 1) < 1e-6:
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
-        fail("--influence-scale unit: two objectives have equal influences; give clip and a smaller --mu")
+        fail(
+            "--influence-scale unit: influences of two objectives are always equal; use clip, a smaller --mu"
+        )
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
-        fail("--probe-layers: give two fractions in order")
-    if args.num_generations < 2 or args.clip_dual <= 1:
-        fail("--num-generations must be at least 2, and --clip-dual above 1")
+        fail("--probe-layers: give two increasing fractions between 0 and 1")
+    if args.num_generations < 2:
+        fail("--num-generations: must be at least 2, because responses to a problem are compared")
+    if args.clip_dual <= 1:
+        fail("--clip-dual: must be above 1")
     if args.prompts_per_step % (args.updates_per_step * WORLD):
-        fail("--prompts-per-step: give a multiple of --updates-per-step times the processes")
+        fail("--prompts-per-step: must be a multiple of --updates-per-step times the number of processes")
     if os.path.exists(args.output_dir) and args.resume is None:
         fail(f"--output-dir: {args.output_dir} exists")
     return args
 
 
 def fail(message):
-    """Reports wrong input: one line, from one process per machine, and exit code 2."""
+    """Prints one line about the user's input, in one process of a machine, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
+        tqdm.write(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
     sys.exit(2)
 
 
 @contextmanager
 def input_errors(flag, kinds=Exception):
-    """Reports what a library raises as it reads or writes the user's files."""
+    """Turns an exception of a library that reads or writes the user's files into one line about `flag`."""
     try:
         yield
     except kinds as error:
@@ -215,6 +201,8 @@ def start_process(args):
     """Joins the other processes, sets the seed, and returns the device of this process."""
     device, is_cuda = args.device, args.device.startswith("cuda")
     if SHARDED:
+        if is_cuda and torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            fail(f"--device: this machine has only {torch.cuda.device_count()} GPUs")
         device = f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else device
         dist.init_process_group("cpu:gloo,cuda:nccl" if is_cuda else "gloo")
         sys.stdout = sys.stdout if RANK == 0 else open(os.devnull, "w")  # noqa: SIM115
@@ -222,7 +210,7 @@ def start_process(args):
         torch.empty(0, device=device).tolist()
     if is_cuda:
         torch.cuda.set_device(torch.device(device).index or 0)
-        # cuDNN's attention plans anew for each shape, and can give NaN gradients (pytorch/pytorch#196678).
+        # cuDNN's attention is slow for changing shapes, and can give NaN gradients (pytorch/pytorch#196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(args.seed * WORLD + RANK)
     transformers.utils.logging.set_verbosity_error()
@@ -259,12 +247,14 @@ def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
     """
     Returns a causal language model, its tokenizer, and the generation settings that it came with.
 
-    They are replaced, and dropout is off, so that responses are sampled from the distribution that is scored.
+    The model samples from its own distribution: these settings are replaced, and dropout is off.
     """
     with input_errors("--model"):
         tokenizer, auto = transformers.AutoTokenizer.from_pretrained(name), transformers.AutoModelForCausalLM
         model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
         turn_end = rewards.turn_end(tokenizer)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        fail("--model: some of its weights are not finite")
     if sharded:  # FSDP2
         mesh = DeviceMesh.from_group(dist.group.WORLD, device.split(":")[0])
         for module in [*decoder_layers(model), model]:
@@ -274,7 +264,7 @@ def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
     end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     end_ids = sorted({*end_ids, tokenizer.eos_token_id, turn_end} - {None})
     if info["missing_keys"] or not end_ids:
-        fail(f"--model: lacks {', '.join(sorted(info['missing_keys'])) or 'a token that ends a response'}")
+        fail(f"--model: lacks {', '.join(sorted(info['missing_keys'])) or 'an end token'}")
     if pad_id is None or pad_id >= model.get_input_embeddings().num_embeddings:
         pad_id = end_ids[0]  # Padding is masked: any token will do.
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
@@ -286,18 +276,21 @@ def decoder_layers(model):
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
-def check_model(model, data, args):
-    """Checks that the model has a position and an embedding for each token, and finite weights."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
-    if args.max_prompt_tokens + args.max_new_tokens > positions:
-        fail(f"--model: has {positions} positions, less than --max-prompt-tokens + --max-new-tokens")
-    size = model.get_input_embeddings().num_embeddings
-    if max(id for problems in data.values() for p in problems for id in p["prompt_ids"]) >= size:
-        fail(f"--model: its tokenizer makes tokens beyond the {size} that it has")
-    if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
-        fail("--model: some of its weights are not finite")
+def read_data(args, tokenizer, model):
+    """Reads the splits that the run needs, and checks that the model can process their tokens."""
+    splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
+    options = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
+    with input_errors("--dataset", ValueError):
+        data = rewards.read_problems(args.dataset, splits, tokenizer, *options)
     if min(map(len, data.values())) < WORLD:
         fail("--dataset: a split has fewer problems than there are processes")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
+    if args.max_prompt_tokens + args.max_new_tokens > positions:
+        fail(f"--model: has {positions} positions, fewer than --max-prompt-tokens + --max-new-tokens")
+    size = model.get_input_embeddings().num_embeddings
+    if max(id for problems in data.values() for p in problems for id in p["prompt_ids"]) >= size:
+        fail(f"--model: the tokenizer makes tokens beyond the {size} embeddings of the model")
+    return data
 
 
 def copy_weights(policy, actor):
@@ -314,7 +307,7 @@ def respond(model, ids, attention, limit, sample):
     """
     Responses (B, limit) to prompts (B, P), sampled from the model's own distribution, or greedy.
 
-    They come in up to six segments, after each of which finished rows leave the batch and its cache.
+    They are generated in up to six segments. After each segment, finished rows leave the batch and the cache.
     """
     rows, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
     end_ids = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
@@ -322,9 +315,8 @@ def respond(model, ids, attention, limit, sample):
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
     options |= {"do_sample": sample, "cache": transformers.DynamicCache(config=model.config)}
     for start in range(0, limit, size):
-        ids = model.generate(
-            ids, attention_mask=attention, max_new_tokens=min(size, limit - start), **options
-        )
+        options["max_new_tokens"] = min(size, limit - start)
+        ids = model.generate(ids, attention_mask=attention, **options)
         tokens = ids[:, P + start :]
         responses[rows, start : start + tokens.shape[1]] = tokens
         unfinished = ~torch.isin(tokens, end_ids).any(1)
@@ -338,8 +330,8 @@ def respond(model, ids, attention, limit, sample):
 
 def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     """
-    G responses to each prompt (a list of token ids): texts (N), ids and attention (N, T), mask (N, R) of the
-    response tokens, lengths and cut_off (N,).
+    G responses to each prompt, a list of token ids. Returns texts (N), ids and attention (N, T), mask (N, R)
+    of the response tokens, lengths (N,) and cut_off (N,), by name.
     """
     config, size = model.generation_config, max(1, batch_size // G) * G
     prompts = [torch.tensor(prompt, device=model.device) for prompt in prompts for _ in range(G)]
@@ -348,7 +340,7 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     parts = zip(ids.split(size), attention.split(size))
     responses = torch.cat([respond(model, *part, limit, sample) for part in parts])
 
-    # The mask comes from end tokens. From pad tokens, it would drop an end token that is also the pad token.
+    # Make the mask from the end tokens. Pad tokens do not tell the end if both are the same token.
     is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
     texts = tokenizer.batch_decode([row[m] for row, m in zip(responses, mask)], skip_special_tokens=True)
@@ -365,7 +357,7 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
 
 
 def micro_batch(batch, rows):
-    """The `rows` of a batch, without the padding that all of them share."""
+    """The `rows` of a batch, without columns that are padding in all of them."""
     first, R = batch["attention"][rows].argmax(1).min(), batch["lengths"][rows].max()
     columns = slice(first, batch["ids"].shape[1] - batch["mask"].shape[1] + R)
     ids, attention = batch["ids"][rows, columns], batch["attention"][rows, columns]
@@ -386,11 +378,27 @@ def token_logprobs(model, batch):
     with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, cache_enabled=False):
         logits = model(**inputs, logits_to_keep=R + 1).logits  # (B, R + 1, V), of the next tokens
     tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # (B, R + 1)
-    # In float32, all logits may not fit in memory: take 256 MB at a time, recomputed in the backward pass.
+    # Float32 logits may not fit in memory. Take 256 MB at a time, and recompute them in the backward pass.
     size = max(1, 2**26 // logits.shape[-1])
     chunks = zip(logits.flatten(0, 1).split(size), tokens.flatten().split(size))
     logprobs = [recompute(chosen_logprobs, *chunk, use_reentrant=False) for chunk in chunks]
     return torch.cat(logprobs).view(-1, R + 1)[:, :-1]
+
+
+@torch.no_grad()
+def old_token_logprobs(model, batch, micros):
+    """Log-probabilities (N, R) of the response tokens. micros: the rows of each micro-batch."""
+    old_logprobs = torch.zeros(batch["mask"].shape, device=batch["ids"].device)
+    for rows in micros:
+        logprobs = token_logprobs(model, micro_batch(batch, rows))  # (B, R)
+        old_logprobs[rows, : logprobs.shape[1]] = logprobs
+    return old_logprobs
+
+
+def split_updates(lengths, num_updates, size):
+    """The rows of each update, in micro-batches of `size` responses of similar length."""
+    updates = torch.arange(len(lengths), device=lengths.device).chunk(num_updates)
+    return [rows[lengths[rows].argsort(stable=True)].split(size) for rows in updates]
 
 
 # ---------- Advantage and loss ----------
@@ -410,13 +418,13 @@ def advantage(reward, lengths, args):
 
 
 def kl_penalty(logprobs, reference_logprobs):
-    """k2, half the squared log-ratio: an estimate (B, R) of KL(policy || reference)."""
+    """The k2 estimate (B, R) of KL(policy || reference): half the squared log-ratio."""
     return 0.5 * (logprobs - reference_logprobs) ** 2
 
 
 # --- end ---
 def policy_loss(logprobs, old_logprobs, A, clip_low, clip_high, clip_dual):
-    """PPO's loss (B, R), clipped twice (arXiv:1912.09729), and where it is clipped. A: (B,)"""
+    """PPO's loss with a dual clip (arXiv:1912.09729), and where its ratio is clipped: (B, R). A: (B,)"""
     A = A[:, None]
     ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
     unclipped, clipped = -A * ratio, -A * ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -428,18 +436,18 @@ def policy_loss(logprobs, old_logprobs, A, clip_low, clip_high, clip_dual):
 
 
 def meta_reward(delta_hv, scale):
-    """The meta reward r_pareto, in [0.5, 2], of a gain in hypervolume."""
+    """The meta reward r_pareto, in [0.5, 2], for a gain of delta_hv in hypervolume."""
     return 0.5 + 1.5 * math.tanh(scale * delta_hv)  # Eq. (1), arXiv:2509.11452
 
 
-def influences(gram, weights, scale):
+def influences(gram, weights, influence_scale):
     """
     The influences I_k = <g_k, sum_j g_j>, (K,), from the inner products (K, K) of the gradients g_k.
 
-    scale: "unit" scales each g_k to norm 1, "clip" only if its norm is above 1. weights: (K,). The sum skips
-    objectives with zero weight.
+    influence_scale: "unit" scales each g_k to norm 1, "clip" only if its norm is above 1. weights: (K,). The
+    sum over j skips objectives with zero weight.
     """
-    norms = gram.diagonal().sqrt().clamp(min=1.0 if scale == "clip" else 0.0)
+    norms = gram.diagonal().sqrt().clamp(min=1.0 if influence_scale == "clip" else 0.0)
     # Skip numerically zero gradients: scaled to norm 1, they would be noise.
     factors = torch.where(norms > 1e-6 * norms.max(), 1 / norms, 0.0)
     return (gram * factors[:, None] * (factors * (weights > 0))).sum(1)  # Eq. (3), arXiv:2509.11452
@@ -453,13 +461,15 @@ def update_weights(weights, influence, lr, mu):
 
 def nash_weights(initial, performance):
     """
-    The weights (w0_k / p_k) / Z: the gradient of the Nash social welfare sum_k w0_k log p_k (proportional
-    fairness). initial, performance: (K,) -> (K,). A performance below 0.02 counts as 0.02.
+    The weights (K,) w0_k / p_k, normalized. This is the direction of the gradient of sum_k w0_k log p_k, the
+    log of the Nash social welfare (proportional fairness). initial: w0 (K,). performance: p (K,).
 
-    w is not exactly that gradient where a reward is not the performance: the reward of conciseness compares
-    a length with a moving mean, but its performance is 1 - length / limit.
+    The direction is not exact for an objective whose reward is not its performance: the reward of conciseness
+    compares a length with a moving mean, but its performance is 1 - length / limit.
     """
-    weights = initial / performance.clamp(min=0.02)
+    weights = initial / performance.clamp(
+        min=0.02
+    )  # An objective without performance must not get all weight.
     return weights / weights.sum()
 
 
@@ -473,20 +483,20 @@ def probed_layers(model, start, end):
     layers = layers[first : max(first + 1, int(end * len(layers)))]
     linears = [m for m in layers.modules() if isinstance(m, (nn.Linear, transformers.pytorch_utils.Conv1D))]
     share = sum(m.weight.numel() for m in linears) / sum(p.numel() for p in layers.parameters())
-    if share < 0.8:  # as with fused experts
-        fail(f"--weighting gradient: linear maps are only {share:.0%} of the probed weights")
+    if share < 0.8:  # Fused experts, for example, are not linear modules.
+        fail(f"--weighting gradient: needs 80% of the probed weights in linear maps, but has {share:.0%}")
     return layers, linears
 
 
 def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
     """
-    Inner products (K, K) of the objectives' policy gradients over the `probed` linear maps, and the log-
-    probabilities (N, R) of the response tokens. A_k: advantages (K, N). micros: the rows of each micro-batch.
+    Returns the inner products (K, K) of the objectives' policy gradients over the `probed` linear maps, and
+    log-probabilities (N, R) of the response tokens. A_k: advantages (K, N). micros: rows of each micro-batch.
 
-    One backward pass, from the sum of all log-likelihoods, serves all K objectives. Responses do not mix in
-    the network, so the gradient delta_i (T, out) at the output of a linear map belongs to response i alone.
-    With the map's input x_i (T, in), objective k has the gradient g_k = sum_i A_ki delta_i^T x_i, up to a
-    common sign.
+    One backward pass per micro-batch, from the sum of the log-likelihoods, serves all K objectives. Responses
+    do not mix in the network, so the gradient delta_i (T, out) at a linear map's output is that of response i
+    alone. With its input x_i (T, in), objective k has the gradient g_k = sum_i A_ki delta_i^T x_i, up to a
+    sign that all objectives share.
     """
     (layers, linears), gradients = probed, {}
     mesh = DeviceMesh.from_group(dist.group.WORLD, A_k.device.type) if SHARDED else None
@@ -497,7 +507,7 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
             delta = delta.reshape(A.shape[1], -1, delta.shape[-1])  # (B, T, out)
             x = inputs[0].detach().to(delta.dtype).reshape(A.shape[1], -1, inputs[0].shape[-1])  # (B, T, in)
             g = A @ (delta.transpose(1, 2) @ x).flatten(1).to(A.dtype)  # (K, out * in)
-            if SHARDED:  # Each process keeps its columns of the sum.
+            if SHARDED:  # Sum over the processes. Each process keeps a part of the columns.
                 g = DTensor.from_local(g, mesh, [Partial()]).redistribute(mesh, [Shard(1)]).to_local()
             gradients[linear] = gradients.get(linear, 0) + g
 
@@ -544,81 +554,83 @@ def evaluate(model, tokenizer, data, split, step, args):
     return metrics, point, samples
 
 
-def finish_step(metrics, actor, tokenizer, data, state, log, args):
-    """Evaluates the policy after state["step"], sets the meta reward of the next step (Alg. 1), and logs."""
-    step, worst, began = state["step"], [0.0] * len(args.objectives), clock()
+def finish_step(metrics, actor, tokenizer, data, state, tracker, args):
+    """Evaluates the model after state["step"], sets the meta reward of the next step (Alg. 1), and logs."""
+    step, zeros, start = state["step"], [0.0] * len(args.objectives), clock()
     if args.weighting == "hypervolume":
         values, point, _ = evaluate(actor, tokenizer, data, "validation", step, args)
         metrics |= values
         if step > 0:
-            corner = state["buffer"][0] if args.hv_reference == "initial" else worst
-            metrics["delta_hv"] = contribution(point, state["buffer"], corner)
+            reference_point = state["buffer"][0] if args.hv_reference == "initial" else zeros
+            metrics["delta_hv"] = contribution(point, state["buffer"], reference_point)
             state["r_pareto"] = meta_reward(metrics["delta_hv"], args.hv_scale)  # Eq. (1)
         state["buffer"] = [*state["buffer"], point]
-    metrics["time/validate"] = clock() - began
+    metrics["time/validate"] = clock() - start
 
     is_due, samples = step % args.eval_every == 0, None
     if is_due or step == args.steps:
         values, point, samples = evaluate(actor, tokenizer, data, "test", step, args)
         tested = [*state["tested"], point]
-        metrics |= {**values, "eval/hypervolume": hypervolume(tested, worst)}
-        if is_due:  # A resumed, longer run has no evaluation at the last step of the shorter one.
+        metrics |= {**values, "eval/hypervolume": hypervolume(tested, zeros)}
+        if is_due:  # A run that is resumed to be longer must not count an evaluation that was not due.
             state["tested"] = tested
     if RANK == 0:
-        log(metrics, step, samples)
+        log(metrics, step, samples, tracker, args)
 
 
-# ---------- Log and checkpoints ----------
+# ---------- Log, checkpoints, model ----------
 
 
-def open_log(args, step):
-    """Makes the run's folder, or drops the metrics after `step`. Returns log(metrics, step, samples)."""
+def open_log(args, checkpoint):
+    """Creates the run's folder. On --resume, drops the metrics after the checkpoint. Returns the tracker."""
     folder, config = Path(args.output_dir), {"algorithm": ALGORITHM, "torch": torch.__version__, **vars(args)}
-    path = folder / "metrics.jsonl"
+    step, lines = checkpoint["state"]["step"] if checkpoint else 0, []
     with input_errors("--report-to"):
-        package = {"none": "json", "tensorboard": "torch.utils.tensorboard"}.get(
-            args.report_to, args.report_to
-        )
-        tracker = importlib.import_module(package)
+        if args.report_to != "none":
+            tracker = importlib.import_module(
+                {"tensorboard": "torch.utils.tensorboard"}.get(args.report_to, "wandb")
+            )
     with input_errors("--output-dir"):
         folder.mkdir(parents=True, exist_ok=args.resume is not None)
         (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
-        lines = path.read_text().splitlines(keepends=True)[: step + 1] if args.resume else []
-        if lines and step % args.eval_every and step < args.steps:  # See finish_step.
-            metrics = {name: value for name, value in json.loads(lines[-1]).items() if name[:5] != "eval/"}
-            lines[-1] = json.dumps(metrics) + "\n"
-        path.write_text("".join(lines))
-    if args.report_to == "tensorboard":
-        writer = tracker.SummaryWriter(folder, purge_step=step + 1)
-    elif args.report_to == "wandb":
-        run = tracker.init(project="dynw", config=config, dir=folder)
-
-    def log(metrics, step, samples):
-        line = {
-            name: value if math.isfinite(value) else None for name, value in metrics.items()
-        }  # JSON has no NaN.
-        with input_errors("--output-dir"):
-            with open(path, "a") as file:
-                file.write(json.dumps({"step": step, **line}) + "\n")
-            if samples:
-                lines = [json.dumps(sample) + "\n" for sample in samples]
-                (folder / "completions.jsonl").write_text("".join(lines))
+        if checkpoint:
+            lines = (folder / "metrics.jsonl").read_text().splitlines()[: step + 1]
+            if step % checkpoint["args"]["eval_every"] and step < args.steps:  # See is_due in finish_step.
+                metrics = json.loads(lines[-1])
+                lines[-1] = json.dumps({name: x for name, x in metrics.items() if name[:5] != "eval/"})
+        (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    with input_errors("--report-to"):
         if args.report_to == "tensorboard":
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, step)
-            writer.flush()
-        elif args.report_to == "wandb":
-            run.log(metrics, step=step)
+            return tracker.SummaryWriter(folder, purge_step=step + 1)
+        if args.report_to == "wandb":
+            return tracker.init(project="dynw", config=config, dir=folder)
 
-    return log
+
+def log(metrics, step, samples, tracker, args):
+    """Appends the metrics of a step to metrics.jsonl, and sends them to the tracker."""
+    # JSON has no NaN.
+    line = {"step": step} | {name: x if math.isfinite(x) else None for name, x in metrics.items()}
+    with input_errors("--output-dir"):
+        with open(Path(args.output_dir, "metrics.jsonl"), "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if samples:
+            lines = [json.dumps(sample) + "\n" for sample in samples]
+            Path(args.output_dir, "completions.jsonl").write_text("".join(lines))
+    if args.report_to == "tensorboard":
+        for name, x in metrics.items():
+            tracker.add_scalar(name, x, step)
+        tracker.flush()
+    elif args.report_to == "wandb":
+        tracker.log(metrics, step=step)
 
 
 def save_checkpoint(policy, optimizer, state, args):
-    """Writes checkpoint.pt, one dictionary. The previous one stays until the new one is whole."""
-    weights, moments = get_state_dict(policy, optimizer, options=WHOLE)
+    """Writes checkpoint.pt, one dictionary. It replaces the previous one only when it is complete."""
+    policy_state, optimizer_state = get_state_dict(policy, optimizer, options=WHOLE)
     random = torch.cuda if policy.device.type == "cuda" else torch
     checkpoint = {"origin": [ALGORITHM, WORLD], "args": vars(args), "state": state}
-    checkpoint |= {"policy": weights, "optimizer": moments, "rng": gathered([random.get_rng_state()])}
+    checkpoint |= {"policy": policy_state, "optimizer": optimizer_state}
+    checkpoint["rng"] = gathered([random.get_rng_state()])
     path = Path(args.output_dir, "checkpoint.pt")
     if RANK == 0:
         with input_errors("--output-dir"):
@@ -626,14 +638,27 @@ def save_checkpoint(policy, optimizer, state, args):
             os.replace(path.with_suffix(".tmp"), path)
 
 
-def load_checkpoint(checkpoint, policy, optimizer, args):
-    """Sets policy, optimizer and random numbers, and returns the state."""
-    weights, moments = checkpoint["policy"], checkpoint["optimizer"]
-    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments, options=WHOLE)
+def load_checkpoint(checkpoint, policy, optimizer):
+    """Restores policy, optimizer and random numbers, and returns the state."""
+    states = {"model_state_dict": checkpoint["policy"], "optim_state_dict": checkpoint["optimizer"]}
+    set_state_dict(policy, optimizer, **states, options=WHOLE)
     kind = policy.device.type
-    if checkpoint["args"]["device"].startswith(kind):  # CPU and CUDA have random states of their own.
+    if checkpoint["args"]["device"].startswith(kind):  # CPU and CUDA generate random numbers differently.
         (torch.cuda if kind == "cuda" else torch).set_rng_state(checkpoint["rng"][RANK])
     return checkpoint["state"]
+
+
+def save_model(model, tokenizer, settings, folder):
+    """Saves the model with its original settings, draws the run's pictures, and prints its results."""
+    model.generation_config = settings
+    with input_errors("--output-dir"):
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+    try:
+        print(importlib.import_module("compare").summary(folder))
+    except ImportError:
+        print("No pictures, because compare.py or matplotlib is missing")
+    print(f"Metrics, completions and the model are in {folder}")
 
 
 # ---------- The main loop ----------
@@ -643,9 +668,9 @@ def main():
     args, checkpoint = parse_args()
     device = start_process(args)
     names, G, U = args.objectives, args.num_generations, args.updates_per_step
-    size = args.prompts_per_step * G  # responses in a step, over all processes
+    num_responses = args.prompts_per_step * G  # in a step, over all processes
 
-    # The policy is trained. The actor generates: a copy where the policy is sharded, in bfloat16 on CUDA.
+    # The policy is trained. The actor generates. It is a copy if the policy is sharded or on CUDA (bfloat16).
     policy, tokenizer, settings = load_model(args.model, device)
     actor, is_cuda = policy, policy.device.type == "cuda"
     if SHARDED or is_cuda:
@@ -654,80 +679,69 @@ def main():
     reference = load_model(args.model, device)[0].requires_grad_(False)
     # --- end ---
     probed = probed_layers(policy, *args.probe_layers) if args.weighting == "gradient" else None
-    with input_errors("--dataset", ValueError):
-        splits = ["train", "test", "validation"][: 3 if args.weighting == "hypervolume" else 2]
-        limits = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
-        data = rewards.read_problems(args.dataset, splits, tokenizer, *limits)
-    check_model(policy, data, args)
+    data = read_data(args, tokenizer, policy)
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": is_cuda}
     optimizer = torch.optim.AdamW(policy.parameters(), **options)
 
-    # The state that a checkpoint carries, beside policy, optimizer and random numbers.
+    # The state is what a checkpoint holds beside policy, optimizer and random numbers.
+    # buffer: points on the validation split (Alg. 1). tested: points on the test split.
     w0 = torch.tensor(args.weights, dtype=torch.float64)
-    state = {"step": 0, "weights": w0, "r_pareto": 1.0, "num_tokens": 0, "buffer": [], "tested": []}
+    state = {"step": 0, "weights": w0, "r_pareto": 1.0, "total_tokens": 0, "buffer": [], "tested": []}
     if checkpoint:
-        state = load_checkpoint(checkpoint, policy, optimizer, args)
+        state = load_checkpoint(checkpoint, policy, optimizer)
     copy_weights(policy, actor)
-    log = open_log(args, state["step"])
+    tracker = open_log(args, checkpoint) if RANK == 0 else None
     if args.gradient_checkpointing:
-        for layer in decoder_layers(policy):  # The model's own way needs training mode, and so dropout.
+        for layer in decoder_layers(policy):  # The model's own method needs training mode, which has dropout.
             layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if not checkpoint:  # Step 0 is the initial model.
-        finish_step({}, actor, tokenizer, data, state, log, args)
+        finish_step({}, actor, tokenizer, data, state, tracker, args)
 
     bar = tqdm(initial=state["step"], total=args.steps, desc=args.weighting, disable=RANK > 0)
     for step in range(state["step"] + 1, args.steps + 1):
         # 1. Rollouts: G responses to each problem of this step.
         times = [clock()]
-        problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)[
-            RANK::WORLD
-        ]
+        problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)
+        problems = problems[RANK::WORLD]  # the share of this process
         prompts = [problem["prompt_ids"] for problem in problems]
         batch = rollout(actor, tokenizer, prompts, G, args.max_new_tokens, args.rollout_batch_size)
         lengths = batch["lengths"]  # (N,)
-        num_tokens = summed(lengths.sum())
+        step_tokens = summed(lengths.sum())
         times.append(clock())
 
         # 2. Rewards, in float64. In float32, equal rewards could get a tiny nonzero std, and so an advantage.
-        state["num_tokens"] += num_tokens.item()
-        mean_length = state["num_tokens"] / (step * size)
+        state["total_tokens"] += step_tokens.item()
+        mean_length = state["total_tokens"] / (step * num_responses)  # of all rollouts so far
         problems = [problem for problem in problems for _ in range(G)]
         scores = rewards.score(names, batch["texts"], problems, lengths.tolist(), mean_length, step, "train")
         r_vec = torch.tensor(scores, dtype=torch.float64, device=device).T  # (K, N)
         if args.weighting in ("hypervolume", "nash") and (r_vec.min() < 0 or r_vec.max() > 1):
-            warnings.warn("rewards outside [0, 1], so that the worst performance is not 0", stacklevel=1)
+            warnings.warn(f"--weighting {args.weighting} expects rewards in [0, 1]", stacklevel=1)
         times.append(clock())
 
-        # 3. Weights. Gradient-based weighting also finds the log-probabilities under the policy that sampled.
+        # 3. Weights. The probe of gradient-based weighting also returns the log-probabilities before updates.
         weights, old_logprobs, lr = state["weights"].to(device), None, args.learning_rate
         if args.lr_schedule == "polynomial":
             lr *= (1 - (step - 1) / args.steps) ** 1.03
         metrics = {"learning_rate": lr, "r_pareto": state["r_pareto"]}
-        updates = torch.arange(len(lengths), device=device).chunk(
-            U
-        )  # the rows of each update and micro-batch
-        updates = [rows[lengths[rows].argsort(stable=True)].split(args.micro_batch_size) for rows in updates]
+        updates = split_updates(lengths, U, args.micro_batch_size)  # the rows of each update and micro-batch
         if args.weighting == "gradient":
             A_k = advantage(r_vec, lengths, args).float()  # (K, N)
-            gram, old_logprobs = gram_matrix(policy, probed, batch, sum(updates, ()), A_k, num_tokens)
+            gram, old_logprobs = gram_matrix(policy, probed, batch, sum(updates, ()), A_k, step_tokens)
             influence = influences(gram, weights, args.influence_scale)  # (K,)
             if influence.isfinite().all():
                 weights = update_weights(weights, influence, lr, args.mu)  # Eq. (3)
             metrics |= {f"influence/{name}": value for name, value in zip(names, influence.tolist())}
-        elif U > 1:  # A single update starts from that policy.
-            old_logprobs = torch.zeros(batch["mask"].shape, device=device)  # (N, R)
-            for rows in sum(updates, ()):
-                with torch.no_grad():
-                    logprobs = token_logprobs(policy, micro_batch(batch, rows))  # (B, R)
-                old_logprobs[rows, : logprobs.shape[1]] = logprobs
+        elif U > 1:  # With one update, the forward pass gives them.
+            old_logprobs = old_token_logprobs(policy, batch, sum(updates, ()))  # (N, R)
         if args.weighting == "nash":
-            mean_rewards = summed(r_vec.sum(1)) / size  # (K,)
-            p = rewards.performance(names, mean_rewards, num_tokens / size, args.max_new_tokens)
+            mean_rewards = summed(r_vec.sum(1)) / num_responses  # (K,)
+            p = rewards.performance(names, mean_rewards, step_tokens / num_responses, args.max_new_tokens)
             weights = nash_weights(w0.to(device), weights.new_tensor(p))
         state["weights"] = weights.cpu()
         times.append(clock())
 
-        # 4. Advantages. r_pareto scales them, since GRPO and REINFORCE++ would divide it out of the reward.
+        # 4. Advantages. r_pareto multiplies them. GRPO and REINFORCE++ would divide it out of the reward.
         r = weights @ r_vec  # (N,)
         signal = r if args.normalize == "sum" else r_vec
         if args.meta_reward_on == "reward":
@@ -736,27 +750,27 @@ def main():
             A = state["r_pareto"] * advantage(signal, lengths, args)
         A = (A if args.normalize == "sum" else weights @ A).float()  # (N,)
 
-        # 5. Policy updates. Means are over all tokens of an update, whatever the micro-batches.
+        # 5. Policy updates. Means are over all tokens of an update, so micro-batches do not change them.
+        clips = args.clip_low, args.clip_high, args.clip_dual
         optimizer.param_groups[0]["lr"] = lr
         for update in updates:
-            num_tokens = summed(lengths[torch.cat(update)].sum())
+            update_tokens = summed(lengths[torch.cat(update)].sum())
             for rows in update:
                 micro = micro_batch(batch, rows)
                 logprobs = token_logprobs(policy, micro)  # (B, R)
                 old = logprobs.detach() if old_logprobs is None else old_logprobs[rows, : logprobs.shape[1]]
-                loss, is_clipped = policy_loss(
-                    logprobs, old, A[rows], args.clip_low, args.clip_high, args.clip_dual
-                )
+                loss, is_clipped = policy_loss(logprobs, old, A[rows], *clips)  # (B, R) each
                 terms = {"clip_fraction": is_clipped}
                 # --- algorithm: kl ---
                 terms["kl"] = kl_penalty(logprobs, token_logprobs(reference, micro))
                 loss = loss + args.kl_coefficient * terms["kl"]
                 # --- end ---
                 terms["loss"] = loss
-                # Times WORLD, because gradients and metrics are averaged over the processes.
-                terms = {name: WORLD * (x * micro["mask"]).sum() / num_tokens for name, x in terms.items()}
+                # Multiply by WORLD, because gradients and metrics are averaged over the processes.
+                terms = {name: WORLD * (x * micro["mask"]).sum() / update_tokens for name, x in terms.items()}
                 terms["loss"].backward()
                 metrics |= {name: metrics.get(name, 0.0) + x.item() / U for name, x in terms.items()}
+
             grad_norm = nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
             grad_norm = grad_norm.full_tensor() if SHARDED else grad_norm
             if grad_norm.isfinite():  # Otherwise, skip this update.
@@ -765,7 +779,7 @@ def main():
         copy_weights(policy, actor)
         times.append(clock())
 
-        # 6. Metrics: means over all processes.
+        # 6. Metrics of this step: means over all processes.
         metrics |= {"reward": r.mean().item(), "grad_norm": grad_norm.item()}
         metrics["completions/mean_length"] = lengths.double().mean().item()
         metrics["completions/clipped_ratio"] = batch["cut_off"].double().mean().item()
@@ -773,32 +787,23 @@ def main():
             metrics[f"weights/{name}"] = weight
             metrics[f"rewards/{name}/mean"] = groups.mean().item()
             metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).double().mean().item()
-        for phase, began, ended in zip(("rollout", "reward", "probe", "update"), times, times[1:]):
-            metrics[f"time/{phase}"] = ended - began
+        for phase, start, end in zip(("rollout", "reward", "probe", "update"), times, times[1:]):
+            metrics[f"time/{phase}"] = end - start
         means = summed(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)) / WORLD
         metrics = dict(zip(metrics, means.tolist()))
-        bar.set_postfix(
-            {n: f"{metrics[f'rewards/{n}/mean']:.2f}*{metrics[f'weights/{n}']:.2f}" for n in names}
-        )
+        progress = {k: (metrics[f"rewards/{k}/mean"], metrics[f"weights/{k}"]) for k in names}
+        bar.set_postfix({k: f"{reward:.2f}*{weight:.2f}" for k, (reward, weight) in progress.items()})
         bar.update()
 
         # 7. Evaluation, which sets r_pareto for the next step; log; checkpoint.
         state["step"] = step
-        finish_step(metrics, actor, tokenizer, data, state, log, args)
+        finish_step(metrics, actor, tokenizer, data, state, tracker, args)
         if args.checkpoint_every and step % args.checkpoint_every == 0:
             save_checkpoint(policy, optimizer, state, args)
 
     bar.close()
     if RANK == 0:
-        actor.generation_config, folder = settings, Path(args.output_dir)
-        with input_errors("--output-dir"):
-            actor.save_pretrained(folder / "model")
-            tokenizer.save_pretrained(folder / "model")
-        try:
-            print(importlib.import_module("compare").summary(folder))
-        except ImportError:
-            print("No pictures without compare.py and matplotlib")
-        print(f"Metrics, completions and the model are in {folder}")
+        save_model(actor, tokenizer, settings, Path(args.output_dir))
     if SHARDED:
         dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""What the tests of the scripts share: tiny random models, a small dataset, and a run of a script in this process."""
+"""Fixtures and helpers of the tests: tiny random models, a small dataset, runs of a script in-process."""
 
 import importlib
 import json
@@ -8,9 +8,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = (
-    "1"  # a name that is not a folder must fail here, not on the network: before imports
-)
+# Set before the imports read it. The name of a model that is not a folder must fail without the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
@@ -33,15 +32,21 @@ import rewards  # noqa: E402
 SCRIPTS = ["grpo_dynw", "rloo_dynw", "reinforce_dynw"]
 SMALL = ["--steps", "2", "--prompts-per-step", "4", "--num-generations", "4", "--micro-batch-size", "5"]
 SMALL += ["--max-new-tokens", "12", "--eval-every", "1", "--learning-rate", "1e-3"]
+# Random models never give a correct answer. These rewards replace accuracy and clarity: random text gets each
+# of them by chance.
+CHANCE_REWARDS = {
+    "accuracy": lambda response, **_: float(len(response) % 2),
+    "clarity": lambda response, **_: float(len(set(response)) > 8),
+}
 
 
 @pytest.fixture(params=SCRIPTS)
 def script(request):
-    """One of the scripts, as a module."""
+    """Each script in turn, as a module."""
     return importlib.import_module(request.param)
 
 
-# For tests of what the scripts share to the byte, as test_sync.py sees to: one of them is enough.
+# For tests of code that is the same in all scripts, which test_sync.py checks. Testing one script is enough.
 shared = pytest.mark.parametrize("script", ["grpo_dynw"], indirect=True)
 
 
@@ -51,31 +56,30 @@ def tokenizer():
 
 
 def random_model(kind, tokenizer):
-    """A model of 4 layers with random weights, large enough that its distributions are far from uniform."""
+    """Returns a model of 4 layers, with random weights so large that its outputs are far from uniform."""
     torch.manual_seed(0)
-    shared = {"vocab_size": len(tokenizer), "bos_token_id": None}
-    shared |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    if kind == "gpt2":  # learned positions, biases, Conv1D, dropout
+    vocabulary = {"vocab_size": len(tokenizer), "bos_token_id": None}
+    vocabulary |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if kind == "gpt2":  # It has learned positions, biases, Conv1D and dropout.
         sizes = dict(n_embd=32, n_layer=4, n_head=4, n_positions=128, initializer_range=0.3)
-        return GPT2LMHeadModel(GPT2Config(**sizes, **shared))
+        return GPT2LMHeadModel(GPT2Config(**sizes, **vocabulary))
     sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, head_dim=8)
-    sizes |= dict(
-        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.2
-    )
-    if kind == "mistral":  # which sees no further back than 16 tokens
-        return MistralForCausalLM(MistralConfig(**sizes, **shared, sliding_window=16))
-    return Qwen3ForCausalLM(Qwen3Config(**sizes, **shared))
+    sizes |= dict(num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True)
+    sizes |= dict(initializer_range=0.2)
+    if kind == "mistral":  # Each token attends to the last 16 tokens only.
+        return MistralForCausalLM(MistralConfig(**sizes, **vocabulary, sliding_window=16))
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, **vocabulary))
 
 
 @pytest.fixture(scope="session")
 def folders(tokenizer, tmp_path_factory):
-    """Folders of a random Qwen3 ("qwen3"), a random GPT-2 ("gpt2") and a dataset ("data")."""
+    """The folders of a random Qwen3 ("qwen3"), a random GPT-2 ("gpt2") and a dataset ("data")."""
     base = tmp_path_factory.mktemp("inputs")
     for kind in ("qwen3", "gpt2"):
         model = random_model(kind, tokenizer)
-        # As chat models do, they come with several end tokens and sampling settings of their own.
-        own = dict(do_sample=True, temperature=0.3, top_k=2, top_p=0.5, repetition_penalty=1.5)
-        model.generation_config.update(**own, eos_token_id=[2, *range(40, 80)])
+        # Like chat models, they come with several end tokens and with sampling settings.
+        sampling = dict(do_sample=True, temperature=0.3, top_k=2, top_p=0.5, repetition_penalty=1.5)
+        model.generation_config.update(**sampling, eos_token_id=[2, *range(40, 80)])
         model.save_pretrained(base / kind)
         tokenizer.save_pretrained(base / kind)
     (base / "data").mkdir()
@@ -87,7 +91,7 @@ def folders(tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def main(monkeypatch):
-    """main(script, *flags): runs the script's main() with these flags on its command line."""
+    """main(script, *flags): runs main() of the script with these command-line flags."""
 
     def call(script, *flags):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, flags)])
@@ -99,28 +103,18 @@ def main(monkeypatch):
 @pytest.fixture
 def run_script(folders, main, tmp_path, monkeypatch):
     """
-    run_script(script, *flags, name="run", model="qwen3"): runs it, returns the lines of its metrics and its folder.
+    run_script(script, *flags, name="run", model="qwen3"): runs the script, with small inputs.
 
-    What random models say is never right: here, accuracy and clarity are of another kind, which they meet by chance.
+    It returns the lines of metrics.jsonl, as dictionaries, and the folder.
     """
-    monkeypatch.setattr(rewards, "OBJECTIVES", dict(rewards.OBJECTIVES))
-    rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 2)
-    rewards.OBJECTIVES["clarity"] = lambda response, **_: float(len(set(response)) > 8)
-    monkeypatch.setattr(compare, "summary", compare.before_and_after)  # pictures take longer than the run
+    monkeypatch.setattr(rewards, "OBJECTIVES", {**rewards.OBJECTIVES, **CHANCE_REWARDS})
+    # Drawing the pictures would take longer than the run.
+    monkeypatch.setattr(compare, "summary", compare.before_and_after)
 
     def call(script, *flags, name="run", model="qwen3"):
         folder = tmp_path / name
-        main(
-            script,
-            *SMALL,
-            "--model",
-            folders[model],
-            "--dataset",
-            folders["data"],
-            "--output-dir",
-            folder,
-            *flags,
-        )
+        inputs = ["--model", folders[model], "--dataset", folders["data"], "--output-dir", folder]
+        main(script, *SMALL, *inputs, *flags)
         return compare.read_metrics(folder), folder
 
     return call
@@ -128,13 +122,13 @@ def run_script(folders, main, tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(run_script, script):
-    """run(*flags, name="run", model="qwen3"): as run_script, of the script at hand."""
+    """run(*flags, name="run", model="qwen3"): run_script with the script of the fixture `script`."""
     return partial(run_script, script)
 
 
 @pytest.fixture
 def sgd(monkeypatch):
-    """Plain gradient steps of size 1 in place of AdamW, which would hide a gradient's scale."""
+    """Replaces AdamW, which would hide the scale of a gradient, by SGD with learning rate 1."""
 
     def make(parameters, **_):
         optimizer = torch.optim.SGD(parameters, lr=1.0)
@@ -145,24 +139,27 @@ def sgd(monkeypatch):
 
 
 def without_times(metrics):
+    """Returns the lines of `metrics` without the durations, which differ between equal runs."""
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in metrics]
 
 
 def weights_of(folder):
+    """Returns the weights of the model that a run has saved: {name: tensor}."""
     return load_file(folder / "model/model.safetensors")
 
 
 def read_lines(path):
-    """The objects in a file of JSON lines."""
+    """Returns the objects in a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def all_files(folder):
+    """Returns the content of each file in `folder` and its subfolders: {path: bytes}."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def spy(monkeypatch, module, name):
-    """Records the arguments and results of calls to module.name."""
+    """Replaces module.name by a wrapper. Returns a list to which each call adds (arguments, result)."""
     calls, function = [], getattr(module, name)
 
     def wrapped(*args, **kwargs):
@@ -175,8 +172,8 @@ def spy(monkeypatch, module, name):
 
 
 def run_chains(chains):
-    """Runs processes.py. Returns what each case of each chain printed."""
-    line, given = [sys.executable, ROOT / "tests/processes.py"], json.dumps(chains, default=str)
-    done = subprocess.run(line, input=given, text=True, capture_output=True)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return json.loads(done.stdout)
+    """Runs processes.py, which describes `chains`. Returns a list per chain, with the output of each case."""
+    command = [sys.executable, ROOT / "tests/processes.py"]
+    result = subprocess.run(command, input=json.dumps(chains, default=str), text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr[-5000:]
+    return json.loads(result.stdout)

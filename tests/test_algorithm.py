@@ -1,4 +1,4 @@
-"""Rollouts, log-probabilities, advantages, losses and Gram matrices, each against an independent source."""
+"""Rollouts, log-probabilities, advantages, losses and Gram matrices, checked against independent sources."""
 
 import contextlib
 import importlib
@@ -16,26 +16,30 @@ from transformers.pytorch_utils import Conv1D
 
 import rewards
 
-# Inputs and outputs of the functions in the paper authors' repository, at commit 238fe65.
+# Inputs and outputs of the functions in the repository of the paper's authors, at commit 238fe65.
 ORACLE = json.loads((Path(__file__).parent / "data" / "numeric.json").read_text())
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15], [4, 5], [30, 31, 32, 33], [3, 4, 5, 6]]
 
 
 def rollouts(script, kind, tokenizer, G=1, limit=40, ends=(2, 7, *range(40, 80))):
-    """A random model with several end tokens, its pad among them, and G sampled responses to each of PROMPTS."""
+    """
+    Returns a random model and its rollout of G sampled responses to each of PROMPTS.
+
+    It has several end tokens, of which the first is also the pad token.
+    """
     model = random_model(kind, tokenizer).eval()
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
     torch.manual_seed(1)
     return model, script.rollout(model, tokenizer, PROMPTS, G, limit, 4 * G)
 
 
-def group(size, baseline="whiten"):
-    """Arguments of an advantage."""
+def advantage_args(size, baseline="whiten"):
+    """Returns the command-line arguments that `advantage` reads, for groups of `size` responses."""
     return SimpleNamespace(num_generations=size, baseline=baseline)
 
 
 def greedy(model, prompt, count):
-    """The `count` most probable tokens after `prompt`, one after the other, without a cache."""
+    """Returns the greedy continuation of `prompt` by `count` tokens, computed without a cache."""
     ids = list(prompt)
     for _ in range(count):
         ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
@@ -45,17 +49,17 @@ def greedy(model, prompt, count):
 # Rollouts
 
 
-class Saying:
-    """A model, and its tokenizer, that generates what it is told to, part after part, and decodes it to its ids."""
+class ReplayModel:
+    """A model that generates prepared responses, one batch per call. As a tokenizer, it returns ids."""
 
     device, config = torch.device("cpu"), None
 
-    def __init__(self, parts, ends, pad):
-        self.parts = iter(parts)
+    def __init__(self, batches, ends, pad):
+        self.batches = iter(batches)
         self.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
 
     def generate(self, ids, **_):
-        return torch.cat([ids, torch.tensor(next(self.parts))], 1)
+        return torch.cat([ids, torch.tensor(next(self.batches))], 1)
 
     def batch_decode(self, rows, **_):
         return [row.tolist() for row in rows]
@@ -63,27 +67,26 @@ class Saying:
 
 @shared
 @pytest.mark.parametrize("pad", [8, 9, 0])
-def test_responses_go_up_to_the_first_of_several_end_tokens(script, pad):
-    """Two to each of three problems, four responses at a time: the first part is shorter than the second."""
-    parts = [[5, 9, 5], [8, 5, 9], [5, 5, 8], [9, 9, 9]], [[5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
-    model = Saying(parts, [9, 8], pad)
+def test_responses_end_at_the_first_end_token(script, pad):
+    """Two responses to each of three problems, four at a time. The first batch is shorter than the second."""
+    batches = [[5, 9, 5], [8, 5, 9], [5, 5, 8], [9, 9, 9]], [[5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
+    model = ReplayModel(batches, [9, 8], pad)
     batch = script.rollout(model, model, [[1, 2], [3], [4, 5, 6]], 2, 5, 4)
     expected = [[5, 9], [8], [5, 5, 8], [9], [5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
     assert batch["texts"] == expected
     assert batch["lengths"].tolist() == [len(row) for row in expected]
     assert batch["cut_off"].tolist() == [False, False, False, False, True, False]
     assert batch["mask"].tolist() == [[i < len(row) for i in range(5)] for row in expected]
-    assert batch["attention"].sum(1).tolist() == [
-        n + len(row) for n, row in zip([2, 2, 1, 1, 3, 3], expected)
-    ]
+    lengths = [prompt_length + len(row) for prompt_length, row in zip([2, 2, 1, 1, 3, 3], expected)]
+    assert batch["attention"].sum(1).tolist() == lengths
 
 
 @shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_rollout_masks_count_the_end_token_though_it_is_the_pad_token(script, kind, tokenizer):
+def test_masks_include_the_end_token_even_if_it_is_the_pad_token(script, kind, tokenizer):
     model, batch = rollouts(script, kind, tokenizer, G=2)
     P, lengths = max(map(len, PROMPTS)), batch["lengths"].tolist()
-    assert len(set(lengths)) > 2  # else this shows little
+    assert len(set(lengths)) > 2  # Otherwise, the test would show little.
     for i, prompt in enumerate(prompt for prompt in PROMPTS for _ in range(2)):
         assert batch["ids"][i, P - len(prompt) : P].tolist() == prompt
         response = batch["ids"][i, P : P + lengths[i]].tolist()
@@ -100,8 +103,11 @@ def test_rollout_masks_count_the_end_token_though_it_is_the_pad_token(script, ki
 
 @shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders):
-    """The models' own settings would leave two tokens of 300 (top-k) or make those of the prompt rare (a penalty)."""
+def test_responses_are_sampled_from_the_distribution_that_is_scored(script, kind, folders):
+    """
+    The settings that come with the models must be replaced: top-k would leave two tokens of 300, and the
+    repetition penalty would make the tokens of the prompt rare.
+    """
     model, tokenizer, settings = script.load_model(str(folders[kind]), "cpu")
     assert settings.top_k == 2
     torch.manual_seed(0)
@@ -119,18 +125,22 @@ def test_samples_come_from_the_distribution_that_is_scored(script, kind, folders
 
 @shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2", "mistral"])
-def test_greedy_takes_the_most_probable_token(script, kind, tokenizer, monkeypatch):
-    """Over three segments, from a cache that rows have left, as one sequence alone without a cache."""
+def test_greedy_responses_are_the_most_probable_tokens(script, kind, tokenizer, monkeypatch):
+    """
+    A rollout in three segments, in which finished rows leave the batch and its cache, gives the responses of
+    each prompt alone without a cache.
+    """
     model, calls = random_model(kind, tokenizer).eval(), []
     with torch.no_grad():
         paths = [greedy(model, prompt, 40) for prompt in PROMPTS[:4]]
-    # An end token that some of them reach in one segment, some in another.
-    reached = {
-        token: [p.index(token) // 16 if token in p else 3 for p in paths] for path in paths for token in path
-    }
-    end = max(reached, key=lambda token: (len(set(reached[token])), max(reached[token])))
-    going = [sum(segment >= i for segment in reached[end]) for i in range(3)]
-    assert len(set(reached[end])) > 1 and going[0] == 4 > going[1] > 0
+    # For each token, the segment in which each response reaches it, or 3. Choose an end token that the
+    # responses reach in different segments.
+    segments = {}
+    for token in {token for path in paths for token in path}:
+        segments[token] = [path.index(token) // 16 if token in path else 3 for path in paths]
+    end = max(segments, key=lambda token: (len(set(segments[token])), max(segments[token])))
+    unfinished = [sum(segment >= i for segment in segments[end]) for i in range(3)]
+    assert len(set(segments[end])) > 1 and unfinished[0] == 4 > unfinished[1] > 0
     model.generation_config = GenerationConfig(eos_token_id=[end], pad_token_id=end, do_sample=True)
     generate = model.generate
 
@@ -140,15 +150,18 @@ def test_greedy_takes_the_most_probable_token(script, kind, tokenizer, monkeypat
 
     monkeypatch.setattr(model, "generate", counted)
     batch = script.rollout(model, tokenizer, PROMPTS[:4], 1, 40, 4, sample=False)
-    assert calls == [(rows, most) for rows, most in zip(going, (16, 16, 8)) if rows]
+    assert calls == [(rows, size) for rows, size in zip(unfinished, (16, 16, 8)) if rows]
     for path, row, mask in zip(paths, batch["ids"][:, -batch["mask"].shape[1] :], batch["mask"]):
         assert row[mask].tolist() == (path[: path.index(end) + 1] if end in path else path)
 
 
 @shared
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_log_probabilities_are_those_of_each_sequence_alone(script, kind, tokenizer):
-    """Padding, positions and micro-batches change nothing. GPT-2's learned positions show what rotary ones hide."""
+def test_log_probabilities_in_a_batch_are_those_of_each_sequence_alone(script, kind, tokenizer):
+    """
+    Padding, positions and micro-batches do not affect them. Wrong positions would not show in Qwen3, whose
+    rotary embeddings are relative, but in GPT-2, whose positions are learned.
+    """
     model, batch = rollouts(script, kind, tokenizer)
     model = model.double()
     whole = script.token_logprobs(model, batch)
@@ -168,7 +181,7 @@ def test_log_probabilities_are_those_of_each_sequence_alone(script, kind, tokeni
 
 @shared
 @pytest.mark.parametrize("rows", [[5, 1, 2, 0], [3], [1, 4], [0, 1, 2, 3, 4, 5]])
-def test_a_micro_batch_holds_its_rows_and_no_padding_that_all_share(script, tokenizer, rows):
+def test_a_micro_batch_holds_its_rows_without_the_padding_that_all_of_them_share(script, tokenizer, rows):
     _, batch = rollouts(script, "qwen3", tokenizer)
     micro = script.micro_batch(batch, torch.tensor(rows))
     assert micro["attention"][:, 0].any() and micro["mask"][:, -1].any()
@@ -177,101 +190,93 @@ def test_a_micro_batch_holds_its_rows_and_no_padding_that_all_share(script, toke
         length, end = int(batch["lengths"][row]), max(map(len, PROMPTS)) + int(batch["lengths"][row])
         expected = batch["ids"][row, end - length - len(PROMPTS[row]) : end].tolist()
         assert micro["ids"][i][micro["attention"][i].bool()].tolist() == expected
-        assert micro["mask"][i].tolist() == [place < length for place in range(R)]
+        assert micro["mask"][i].tolist() == [i < length for i in range(R)]
         assert micro["ids"][i, -R:][micro["mask"][i]].tolist() == expected[-length:]
 
 
-def test_every_epoch_goes_through_all_problems_in_an_order_of_its_own():
+def test_every_epoch_contains_all_problems_in_a_new_order():
     problems = list(range(7))
-    flat = [p for step in range(1, 15) for p in rewards.problems_of_step(problems, step, 3, seed=1)]
-    epochs = [flat[i : i + 7] for i in range(0, 42, 7)]
+    sequence = [p for step in range(1, 15) for p in rewards.problems_of_step(problems, step, 3, seed=1)]
+    epochs = [sequence[i : i + 7] for i in range(0, 42, 7)]
     assert all(sorted(epoch) == problems for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 3
-    assert rewards.problems_of_step(problems, 5, 3, seed=1) == flat[12:15]
-    assert rewards.problems_of_step(problems, 2, 21, seed=1) == flat[21:42]
+    assert rewards.problems_of_step(problems, 5, 3, seed=1) == sequence[12:15]
+    assert rewards.problems_of_step(problems, 2, 21, seed=1) == sequence[21:42]
     assert rewards.problems_of_step(problems, 1, 7, seed=2) != epochs[0]
 
 
-def test_a_step_draws_the_order_of_an_epoch_once(monkeypatch):
-    """Of 100,000 problems, an order for each of the 64 of a step would take seconds."""
-    drawn = spy(monkeypatch, torch, "randperm")
+def test_a_step_computes_the_order_of_an_epoch_once(monkeypatch):
+    """With 100,000 problems, computing it for each of the 64 problems of a step would take seconds."""
+    permutations = spy(monkeypatch, torch, "randperm")
     problems = range(100_000)
-    for step, epochs in {
-        1: 1,
-        2: 1,
-        1562: 1,
-        1563: 2,
-        1564: 1,
-    }.items():  # the 1563rd reaches into the second epoch
-        drawn.clear()
+    # Step 1563 contains problems of the first and of the second epoch.
+    for step, epochs in {1: 1, 2: 1, 1562: 1, 1563: 2, 1564: 1}.items():
+        permutations.clear()
         chosen = rewards.problems_of_step(problems, step, 64, seed=1)
-        assert len(chosen) == 64 and len(drawn) == epochs
+        assert len(chosen) == 64 and len(permutations) == epochs
 
 
-# Advantages, losses
+# Advantages and losses
 
 
-# The authors leave the reward of a single response as it is. Here, one response to a problem is refused.
+# Of a group of one response, the authors return the reward itself. The scripts refuse such groups.
 @pytest.mark.parametrize("case", [case for case in ORACLE["advantages"] if case["group_size"] > 1])
-def test_advantages_of_the_authors(script, case):
-    name = {"grpo_dynw": "grpo", "rloo_dynw": "rloo", "reinforce_dynw": "reinforce_plus_plus"}[
-        script.__name__
-    ]
-    got = script.advantage(
-        torch.tensor(case["rewards"]), torch.tensor(case["lengths"]), group(case["group_size"])
-    )
-    torch.testing.assert_close(got, torch.tensor(case[name]), rtol=0, atol=2e-5)
+def test_advantages_are_those_of_the_authors(script, case):
+    names = {"grpo_dynw": "grpo", "rloo_dynw": "rloo", "reinforce_dynw": "reinforce_plus_plus"}
+    reward, lengths = torch.tensor(case["rewards"]), torch.tensor(case["lengths"])
+    A = script.advantage(reward, lengths, advantage_args(case["group_size"]))
+    torch.testing.assert_close(A, torch.tensor(case[names[script.__name__]]), rtol=0, atol=2e-5)
 
 
 def test_equal_rewards_give_no_advantage(script):
-    """The mean of six times 1/3 differs from 1/3 by rounding, which a division by 1e-6 must not make visible."""
+    """The mean of six equal rewards has a rounding error. Dividing it by 1e-6 must not make it noticeable."""
     reward = torch.full((6,), 1 / 3, dtype=torch.float64) + torch.full((6,), 1 / 5, dtype=torch.float64)
-    assert script.advantage(reward, torch.arange(1, 7), group(6)).abs().max() < 1e-6
+    assert script.advantage(reward, torch.arange(1, 7), advantage_args(6)).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("baseline", ["whiten", "mean", "none"])
-def test_advantages_of_several_objectives_are_those_of_each(script, baseline):
-    random = torch.Generator().manual_seed(0)
-    r_vec = (
-        torch.rand(3, 12, generator=random, dtype=torch.float64)
-        * torch.tensor([[1.0], [10.0], [0.1]]).double()
-    )
-    lengths = torch.randint(1, 20, (12,), generator=random)
-    got = script.advantage(r_vec, lengths, group(4, baseline))
-    assert got.shape == (3, 12)
-    for k, row in enumerate(r_vec):
-        torch.testing.assert_close(
-            got[k], script.advantage(row, lengths, group(4, baseline)), rtol=1e-12, atol=1e-12
-        )
+def test_advantages_of_several_objectives_at_once_are_those_of_each_alone(script, baseline):
+    generator, args = torch.Generator().manual_seed(0), advantage_args(4, baseline)
+    scales = torch.tensor([[1.0], [10.0], [0.1]]).double()
+    r_vec = scales * torch.rand(3, 12, generator=generator, dtype=torch.float64)
+    lengths = torch.randint(1, 20, (12,), generator=generator)
+    A_k = script.advantage(r_vec, lengths, args)
+    assert A_k.shape == (3, 12)
+    for A, reward in zip(A_k, r_vec):
+        torch.testing.assert_close(A, script.advantage(reward, lengths, args), rtol=1e-12, atol=1e-12)
 
 
-def test_reinforce_with_a_mean_and_without_a_baseline():
-    """Lengths 1 and 3: the mean over tokens of rewards 4 and 8 is 7."""
+def test_reinforce_with_the_baselines_mean_and_none():
+    """With lengths of 1 and 3 tokens, the mean over tokens of the rewards 4 and 8 is 7."""
     reward, lengths = torch.tensor([4.0, 8.0]), torch.tensor([1, 3])
     advantage = importlib.import_module("reinforce_dynw").advantage
-    assert advantage(reward, lengths, group(2, "mean")).tolist() == [-3, 1]
-    assert advantage(reward, lengths, group(2, "none")).tolist() == [4, 8]
+    assert advantage(reward, lengths, advantage_args(2, "mean")).tolist() == [-3, 1]
+    assert advantage(reward, lengths, advantage_args(2, "none")).tolist() == [4, 8]
 
 
-def test_a_factor_on_the_reward_doubles_the_advantage_of_rloo_only(script):
-    """GRPO and REINFORCE++ divide by a standard deviation, which takes it out again."""
+def test_doubling_the_reward_doubles_only_the_advantage_of_rloo(script):
+    """GRPO and REINFORCE++ divide by the standard deviation, which is doubled as well."""
     reward = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    once, twice = (script.advantage(factor * reward, torch.arange(1, 13), group(4)) for factor in (1, 2))
-    expected = 2 * once if script.__name__ == "rloo_dynw" else once
-    torch.testing.assert_close(twice, expected, rtol=1e-5, atol=0)
+    A = script.advantage(reward, torch.arange(1, 13), advantage_args(4))
+    A_doubled = script.advantage(2 * reward, torch.arange(1, 13), advantage_args(4))
+    expected = 2 * A if script.__name__ == "rloo_dynw" else A
+    torch.testing.assert_close(A_doubled, expected, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
 @pytest.mark.parametrize("case", ORACLE["kl"])
-def test_kl_of_the_authors(script, case):
+def test_the_kl_penalty_is_that_of_the_authors(script, case):
     name = {"grpo_dynw": "low_var_kl", "reinforce_dynw": "mse"}[script.__name__]
-    got = script.kl_penalty(torch.tensor(case["logprob"]), torch.tensor(case["ref_logprob"]))
-    torch.testing.assert_close(got, torch.tensor(case[name]), rtol=1e-5, atol=2e-5)
+    penalty = script.kl_penalty(torch.tensor(case["logprob"]), torch.tensor(case["ref_logprob"]))
+    torch.testing.assert_close(penalty, torch.tensor(case[name]), rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
 def test_the_gradient_of_the_kl_penalty(script):
-    """By hand, with d = reference - logprob: k3 = exp(d) - d - 1 has the derivative 1 - exp(d), k2 = d^2 / 2 has -d."""
+    """
+    Let d = reference - logprob. By logprob, k3 = exp(d) - d - 1 has the derivative 1 - exp(d), and
+    k2 = d^2 / 2 has the derivative -d.
+    """
     logprobs = torch.tensor([-1.0, -2.0, -0.5], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([-1.5, -0.7, -0.5], dtype=torch.float64)
     script.kl_penalty(logprobs, reference).sum().backward()
@@ -282,7 +287,7 @@ def test_the_gradient_of_the_kl_penalty(script):
 
 @shared
 @pytest.mark.parametrize("case", ORACLE["policy_loss"])
-def test_policy_loss_of_the_authors(script, case):
+def test_the_policy_loss_is_that_of_the_authors(script, case):
     old, new = torch.tensor(case["old_logprob"]), torch.tensor(case["logprob"])
     mask = torch.arange(old.shape[1]) < torch.tensor(case["lengths"])[:, None]
     advantages = torch.tensor(case["advantage"])
@@ -305,7 +310,7 @@ def test_the_gradient_of_the_policy_loss_at_ratio_one_is_minus_the_advantage(scr
 
 
 class OneLayer(nn.Module):
-    """Logits W x of one-hot tokens, W = 0: the gradient of log p(y | x) by W is (e_y - 1/V) e_x^T."""
+    """Logits W x of one-hot tokens x, with W = 0. The gradient of log p(y | x) by W is (e_y - 1/V) e_x^T."""
 
     def __init__(self, V):
         super().__init__()
@@ -318,10 +323,11 @@ class OneLayer(nn.Module):
 
 
 @shared
-def test_gram_matrix_of_a_closed_form(script):
+def test_the_gram_matrix_has_a_closed_form(script):
     """
-    Prompts of one token, 0 and 1, and responses of one, 2 and 0: g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2 tokens. The
-    two differ in x, so their gradients are orthogonal, of squared norm (2/3) / 4.
+    The prompts are the tokens x = 0 and 1, the responses y = 2 and 0. With 2 response tokens in total,
+    objective k has the gradient g_k = sum_i A_ki (e_yi - 1/3) e_xi^T / 2. The terms of the two responses have
+    different x, so they are orthogonal. Without A_ki, each has the squared norm (2/3) / 4.
     """
     model = OneLayer(3)
     batch = {"ids": torch.tensor([[0, 2], [1, 0]]), "attention": torch.ones(2, 2, dtype=torch.long)}
@@ -336,7 +342,11 @@ def test_gram_matrix_of_a_closed_form(script):
 
 
 def separate_passes(script, model, layers, batch, A):
-    """K forward and backward passes: the gradients of the linear maps' weights in `layers`, as a matrix (K, P)."""
+    """
+    Returns the gradients (K, P) by the P weights of the linear maps in `layers`. A: advantages (K, N).
+
+    Each objective has its own forward and backward pass.
+    """
     weights = [m.weight for m in layers.modules() if isinstance(m, (nn.Linear, Conv1D))]
     mask = batch["mask"]
     gradients = []
@@ -352,13 +362,14 @@ def separate_passes(script, model, layers, batch, A):
 @pytest.mark.parametrize("K", [2, 3, 8])
 @pytest.mark.parametrize("size", [2, 6])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 1e-3)])
-def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, tolerance, tokenizer, monkeypatch):
-    monkeypatch.setattr(
-        torch.Tensor, "float", lambda tensor: tensor.to(dtype)
-    )  # the log-probabilities' float32
+def test_the_gram_matrix_equals_that_of_separate_passes(
+    script, kind, K, size, dtype, tolerance, tokenizer, monkeypatch
+):
+    # The scripts convert log-probabilities to float32.
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.to(dtype))
     model, batch = rollouts(script, kind, tokenizer)
     reward = torch.rand(K, len(PROMPTS), generator=torch.Generator().manual_seed(K))
-    A = script.advantage(reward, batch["lengths"], group(3)).double()
+    A = script.advantage(reward, batch["lengths"], advantage_args(3)).double()
     layers = (model.model.layers if kind == "qwen3" else model.transformer.h)[1:3]
     expected = separate_passes(script, model.double(), layers, batch, A)
     expected = expected @ expected.T
@@ -374,7 +385,7 @@ def test_gram_matrix_against_separate_passes(script, kind, K, size, dtype, toler
 
 
 def model_of(layers):
-    """A model with these decoder layers."""
+    """Returns a model with these decoder layers."""
     model = nn.Module()
     model.config, model.layers = Qwen3Config(num_hidden_layers=len(layers)), nn.ModuleList(layers)
     return model
@@ -393,18 +404,18 @@ def test_the_middle_half_of_the_decoder_layers_is_probed(script, count, expected
 
 
 @shared
-def test_the_probe_refuses_models_whose_weights_are_mostly_not_in_linear_maps(script, capsys):
+def test_models_with_most_weights_outside_of_linear_maps_are_refused(script, capsys):
     model = model_of([nn.ModuleList([nn.Linear(4, 4), nn.Embedding(100, 4)])])
     with pytest.raises(SystemExit):
         script.probed_layers(model, 0, 1)
     assert "linear maps" in capsys.readouterr().err
 
 
-# Large vocabularies, other devices
+# Large vocabularies and other devices
 
 
 class FixedLogits(nn.Module):
-    """A model that says the same whatever it is asked."""
+    """A model with the same logits for every input."""
 
     def __init__(self, logits):
         super().__init__()
@@ -415,8 +426,8 @@ class FixedLogits(nn.Module):
 
 
 @shared
-def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(script, monkeypatch):
-    """In bfloat16, as under autocast: a logarithm of a softmax in bfloat16 would be off by a percent."""
+def test_log_probabilities_over_a_large_vocabulary_are_computed_in_chunks_and_exact(script, monkeypatch):
+    """The logits are in bfloat16, as under autocast. A log-softmax in bfloat16 would have an error of 1%."""
     V, R = 151936, 600
     calls = spy(monkeypatch, script, "chosen_logprobs")
     torch.manual_seed(0)
@@ -426,7 +437,7 @@ def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(
     logprobs = script.token_logprobs(model, batch)
     chunks = [logits.numel() for (logits, _), _ in calls]
     assert len(chunks) == 2 and max(chunks) <= 2**26 and sum(chunks) == (R + 1) * V
-    for i in (0, 440, 441, R - 1):  # both sides of the chunks' border
+    for i in (0, 440, 441, R - 1):  # The first chunk ends at 440.
         expected = model.logits[0, i].double().log_softmax(0)[ids[0, 3 + i]].item()
         assert logprobs[0, i].item() == pytest.approx(expected, abs=2e-5)
     logprobs[0, 441].backward()
@@ -437,21 +448,21 @@ def test_log_probabilities_over_a_large_vocabulary_come_in_chunks_and_are_exact(
     assert not gradient[:441].any() and not gradient[442:].any()
 
 
-def test_the_loss_the_advantages_and_the_probe_stay_on_their_device(script, tokenizer, monkeypatch):
-    """PyTorch's meta device computes shapes only, and refuses a tensor of another device. It knows no autocast."""
+def test_advantages_loss_and_gram_matrix_stay_on_their_device(script, tokenizer, monkeypatch):
+    """PyTorch's meta device computes only shapes, and refuses tensors of other devices."""
+    # The meta device does not support autocast.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     meta = torch.device("meta")
     model = random_model("qwen3", tokenizer).to(meta)
-    model.set_attn_implementation("eager")  # the others look into the mask, for a shortcut
-    monkeypatch.setattr(
-        script, "micro_batch", lambda batch, rows: {k: x[rows] for k, x in batch.items()}
-    )  # no sizes
+    model.set_attn_implementation("eager")  # The other implementations read the values of the mask.
+    # micro_batch reads lengths, but tensors on the meta device have no values.
+    monkeypatch.setattr(script, "micro_batch", lambda batch, rows: {k: x[rows] for k, x in batch.items()})
     mask = torch.ones(6, 12, dtype=torch.bool, device=meta)
     batch = {"ids": torch.zeros(6, 20, dtype=torch.long, device=meta), "mask": mask}
     batch["attention"] = batch["ids"]
     micros = torch.arange(6, device=meta).split(3)
     lengths, r_vec = mask.sum(1), torch.rand(3, 6, dtype=torch.float64, device=meta)
-    A = script.advantage(r_vec, lengths, group(3)).float()
+    A = script.advantage(r_vec, lengths, advantage_args(3)).float()
     probed = script.probed_layers(model, 0.25, 0.75)
     gram, old = script.gram_matrix(model, probed, batch, micros, A, lengths.sum())
     logprobs = script.token_logprobs(model, script.micro_batch(batch, micros[0]))

@@ -1,4 +1,4 @@
-"""Models, tokenizers, objectives and machines that are not as they should be: one line, or the right thing done."""
+"""Unusual or broken models, tokenizers, objectives and disks, and runs that are killed at random."""
 
 import json
 import os
@@ -22,7 +22,8 @@ import compare
 import grpo_dynw
 import rewards
 
-LOOP = """
+# A program that runs grpo_dynw.py with an added objective.
+PROGRAM = """
 import sys, runpy
 sys.path.insert(0, {root!r})
 import rewards
@@ -32,163 +33,156 @@ runpy.run_path({root!r} + "/grpo_dynw.py", run_name="__main__")
 """
 
 
-def changed(folder, to, **settings):
-    """A copy of a model's folder, its tokenizer's settings changed."""
-    shutil.copytree(folder, to)
-    tokenizer = AutoTokenizer.from_pretrained(to)
+def copy_model(folder, copy, **settings):
+    """Copies the folder of a model and changes its tokenizer's settings. Returns the copy and tokenizer."""
+    shutil.copytree(folder, copy)
+    tokenizer = AutoTokenizer.from_pretrained(copy)
     for name, value in settings.items():
         setattr(tokenizer, name, value)
-    tokenizer.save_pretrained(to)
-    return to, tokenizer
+    tokenizer.save_pretrained(copy)
+    return copy, tokenizer
 
 
 @shared
-def test_a_pad_token_that_the_model_lacks_is_none(run, folders, tmp_path):
-    to, tokenizer = changed(folders["qwen3"], tmp_path / "padded")
+def test_a_pad_token_without_an_embedding_is_replaced(run, folders, tmp_path):
+    folder, tokenizer = copy_model(folders["qwen3"], tmp_path / "padded")
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    tokenizer.save_pretrained(to)
-    model, _, _ = grpo_dynw.load_model(str(to), "cpu")
+    tokenizer.save_pretrained(folder)
+    model, _, _ = grpo_dynw.load_model(str(folder), "cpu")
     assert tokenizer.pad_token_id == model.get_input_embeddings().num_embeddings
-    metrics, _ = run("--model", to, "--steps", "1")
-    expected, _ = run("--steps", "1", name="own")
+    metrics, _ = run("--model", folder, "--steps", "1")
+    expected, _ = run("--steps", "1", name="expected")
     assert metrics[1]["loss"] == expected[1]["loss"]
 
 
 @shared
-def test_a_template_that_raises_is_quoted(run, folders, script, tmp_path, monkeypatch, capfd):
+def test_the_error_of_a_chat_template_is_reported(run, folders, script, tmp_path, monkeypatch, capfd):
     template = "{{ raise_exception('Only for poems, ' + messages[0].content[:4]) }}"
-    to, _ = changed(folders["qwen3"], tmp_path / "raising", chat_template=template)
-    assert "Only for poems" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", to)
+    folder, _ = copy_model(folders["qwen3"], tmp_path / "raising", chat_template=template)
+    assert "Only for poems" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", folder)
 
 
 @shared
-def test_tokens_that_the_model_lacks_are_named(run, folders, script, tmp_path, monkeypatch, capfd):
+def test_tokens_without_an_embedding_are_refused(run, folders, script, tmp_path, monkeypatch, capfd):
     template = "{{ messages[0].content }}<new>"
-    to, tokenizer = changed(folders["qwen3"], tmp_path / "larger", chat_template=template)
+    folder, tokenizer = copy_model(folders["qwen3"], tmp_path / "larger", chat_template=template)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
-    tokenizer.save_pretrained(to)
-    assert "tokens beyond the 308" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", to)
+    tokenizer.save_pretrained(folder)
+    assert "tokens beyond the 308" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", folder)
 
 
 @shared
 def test_weights_that_are_not_finite_are_refused(run, folders, script, tmp_path, monkeypatch, capfd):
-    to, _ = changed(folders["qwen3"], tmp_path / "broken")
-    weights = load_file(to / "model.safetensors")
+    folder, _ = copy_model(folders["qwen3"], tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
-    save_file(weights, to / "model.safetensors", {"format": "pt"})
-    assert "not finite" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", to)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert "not finite" in refused(run, script, tmp_path, monkeypatch, capfd, "--model", folder)
 
 
 def test_the_end_of_a_turn_ends_a_response_of_a_base_model(folders, tmp_path):
-    """Its settings know only the end of a document, here <|endoftext|>, but the template ends turns by <|im_end|>."""
-    to, _ = changed(folders["qwen3"], tmp_path / "base", eos_token="<|endoftext|>")
+    """
+    The only end token in the settings of a base model is the end of a document, here <|endoftext|>. But its
+    chat template ends a turn with <|im_end|>.
+    """
+    folder, _ = copy_model(folders["qwen3"], tmp_path / "base", eos_token="<|endoftext|>")
     for name in ("config.json", "generation_config.json"):
-        (to / name).write_text(json.dumps({**json.loads((to / name).read_text()), "eos_token_id": 0}))
-    model, tokenizer, _ = grpo_dynw.load_model(str(to), "cpu")
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**settings, "eos_token_id": 0}))
+    model, tokenizer, _ = grpo_dynw.load_model(str(folder), "cpu")
     assert model.generation_config.eos_token_id == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    assert rewards.turn_end(tokenizer) is None  # a newline ends no response
+    assert rewards.turn_end(tokenizer) is None  # A newline does not end a response.
 
 
-def in_a_process(folders, objective, *flags):
+def run_program(folders, objective, *flags):
+    """Runs the code `objective` and then grpo_dynw.py in a new process. Returns its exit code and output."""
     flags = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], *flags]
-    code = LOOP.format(root=str(ROOT), objective=objective, flags=list(map(str, flags)))
+    code = PROGRAM.format(root=str(ROOT), objective=objective, flags=list(map(str, flags)))
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_an_objective_that_fails_keeps_its_traceback_and_is_named_and_nothing_is_lost(folders, tmp_path):
+def test_the_error_of_an_objective_names_it_and_leaves_the_last_checkpoint(folders, tmp_path):
     objective = "@rewards.objective\ndef mood(step, **_):\n    return 1 / (step - 2)"
     flags = ["--objectives", "mood", "accuracy", "--output-dir", tmp_path / "run", "--checkpoint-every", "1"]
-    done = in_a_process(folders, objective, *flags)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "in mood" in done.stderr
-    error = done.stderr[done.stderr.index("ZeroDivisionError") :]
-    assert (
-        "objective mood, split train, step 2" in error and "the prompt begins with '<|im_start|>user" in error
-    )
+    result = run_program(folders, objective, *flags)
+    assert result.returncode == 1 and "Traceback" in result.stderr and "in mood" in result.stderr
+    error = result.stderr[result.stderr.index("ZeroDivisionError") :]
+    assert "objective mood, split train, step 2" in error
+    assert "the prompt begins with '<|im_start|>user" in error
     assert torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["state"]["step"] == 1
 
 
-@pytest.mark.parametrize("value, warned", [(1.5, 1), (-0.5, 1), (1.0, 0)])
-def test_rewards_outside_the_unit_cube_are_warned_of_once(folders, tmp_path, value, warned):
+@pytest.mark.parametrize("value, warnings", [(1.5, 1), (-0.5, 1), (1.0, 0)])
+def test_rewards_outside_the_unit_interval_cause_one_warning(folders, tmp_path, value, warnings):
     objective = f"@rewards.objective\ndef mood(**_):\n    return {value}"
     flags = ["--objectives", "mood", "accuracy", "--weighting", "hypervolume", "--steps", "3"]
-    done = in_a_process(folders, objective, *flags, "--output-dir", tmp_path / "run")
-    assert done.returncode == 0 and done.stderr.count("UserWarning: rewards outside [0, 1]") == warned
+    result = run_program(folders, objective, *flags, "--output-dir", tmp_path / "run")
+    assert result.returncode == 0
+    assert result.stderr.count("UserWarning: rewards outside [0, 1]") == warnings
 
 
 @shared
-def test_an_objective_of_weight_zero_is_logged_and_changes_nothing(run):
-    """Under fixed weights and under gradient-based ones, whatever it is."""
-    for weighting in ("fixed", "gradient"):
-        flags = [
-            "--weighting",
-            weighting,
-            "--influence-scale",
-            "clip",
-            "--objectives",
-            "accuracy",
-            "clarity",
-            "mood",
-        ]
-        found = []
-        for i, mood in enumerate(
-            (lambda length, **_: float(length > 6), lambda response, **_: float("e" in response))
-        ):
-            rewards.OBJECTIVES["mood"] = mood
-            metrics, _ = run(*flags, "--weights", "0.5", "0.5", "0", name=f"{weighting}{i}")
-            found.append(
-                [metrics[-1][key] for key in ("loss", "grad_norm", "weights/accuracy", "weights/mood")]
-            )
-            assert 0 < metrics[1]["rewards/mood/mean"] < 1
-        assert found[0] == found[1] and found[0][-1] == 0.0
+@pytest.mark.parametrize("weighting", ["fixed", "gradient", "nash"])
+def test_an_objective_with_zero_weight_is_logged_and_does_not_affect_training(run, weighting):
+    keys = ["loss", "grad_norm", "weights/accuracy", "weights/mood"]
+    flags = ["--weighting", weighting, "--influence-scale", "clip"]
+    flags += ["--objectives", "accuracy", "clarity", "mood", "--weights", "0.5", "0.5", "0"]
+    moods = (lambda length, **_: float(length > 6), lambda response, **_: float("e" in response))
+    results = []
+    for i, mood in enumerate(moods):
+        rewards.OBJECTIVES["mood"] = mood
+        metrics, _ = run(*flags, name=f"{weighting}{i}")
+        results.append([metrics[-1][key] for key in keys])
+        assert 0 < metrics[1]["rewards/mood/mean"] < 1
+    assert results[0] == results[1] and results[0][-1] == 0.0
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="it takes root to mount a small disk")
-def test_a_full_disk_ends_in_a_line_and_leaves_the_last_checkpoint_whole(folders, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid(), reason="only root can mount a small disk")
+def test_a_full_disk_is_reported_in_one_line_and_leaves_the_last_checkpoint(folders, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", disk], capture_output=True
-    ).returncode:
-        pytest.skip("no small disk can be mounted")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted")
     try:
         flags = ["--output-dir", disk / "run", "--checkpoint-every", "1", "--steps", "4"]
-        done = in_a_process(folders, "", *flags)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        lines = [
-            line for line in done.stderr.splitlines() if line.startswith("grpo_dynw.py: error: --output-dir")
-        ]
-        assert len(lines) == 1
+        result = run_program(folders, "", *flags)
+        assert result.returncode == 2 and "Traceback" not in result.stderr
+        start = "grpo_dynw.py: error: --output-dir"
+        assert len([line for line in result.stderr.splitlines() if line.startswith(start)]) == 1
         assert torch.load(disk / "run/checkpoint.pt", weights_only=True)["state"]["step"] >= 1
     finally:
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_is_full_at_the_end_ends_in_a_line(folders, tmp_path):
-    """safetensors has an exception of its own for it."""
+def test_a_full_disk_at_the_end_of_a_run_is_reported_in_one_line(folders, tmp_path):
+    """The final model is saved by safetensors, which raises an exception of its own."""
     objective = "import transformers\nfrom safetensors import SafetensorError\n"
     objective += "def full(*_): raise SafetensorError('No space left on device')\n"
     objective += "transformers.Qwen3ForCausalLM.save_pretrained = full"
-    done = in_a_process(folders, objective, "--output-dir", tmp_path / "run")
-    assert done.returncode == 2 and "error: --output-dir: No space left on device" in done.stderr
+    result = run_program(folders, objective, "--output-dir", tmp_path / "run")
+    assert result.returncode == 2 and "error: --output-dir: No space left on device" in result.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weighting", ["fixed", "hypervolume", "gradient"])
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folders, tmp_path, weighting):
-    """By SIGKILL, at 20 random moments; each time it goes on from its last checkpoint, and at its end begins anew."""
-    script, quiet = ROOT / "grpo_dynw.py", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+@pytest.mark.parametrize("weighting", ["fixed", "hypervolume", "gradient", "nash"])
+def test_a_run_killed_at_random_times_gives_the_results_of_an_uninterrupted_run(folders, tmp_path, weighting):
+    """
+    SIGKILL kills the run at 20 random times. After each, it resumes from its last checkpoint. A run that
+    reaches its end is compared with the uninterrupted run, and the next one starts anew.
+    """
+    script, no_output = ROOT / "grpo_dynw.py", {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     flags = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"], "--weighting", weighting]
     flags += ["--steps", "60", "--eval-every", "5", "--checkpoint-every", "2"]
 
     def run(folder, seconds=None):
-        """True if it came to its end within `seconds`."""
-        to_go_on = (
-            ["--resume", folder] if (folder / "checkpoint.pt").exists() else [*flags, "--output-dir", folder]
-        )
-        if "--resume" not in to_go_on:
+        """Starts or resumes a run, and kills it after `seconds`. Returns whether it reached its end."""
+        start_or_resume = ["--resume", folder]
+        if not (folder / "checkpoint.pt").exists():
+            start_or_resume = [*flags, "--output-dir", folder]
             shutil.rmtree(folder, ignore_errors=True)
-        process = subprocess.Popen([sys.executable, script, *to_go_on], **quiet)
+        process = subprocess.Popen([sys.executable, script, *start_or_resume], **no_output)
         try:
             assert process.wait(seconds) == 0
         except subprocess.TimeoutExpired:
@@ -197,33 +191,29 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(folders, tmp_path, w
             return False
         return True
 
-    def outcome(folder):
+    def results(folder):
         state = torch.load(folder / "checkpoint.pt", weights_only=True)
         for name in ("output_dir", "resume"):
             state["args"].pop(name)
         return state, without_times(compare.read_metrics(folder))
 
-    started = time.perf_counter()
-    run(tmp_path / "whole")
-    longest, rng, kills, killed = (
-        time.perf_counter() - started,
-        random.Random(weighting),
-        0,
-        tmp_path / "killed",
-    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    began = time.perf_counter()
+    run(whole)
+    duration, rng, kills = time.perf_counter() - began, random.Random(weighting), 0
     while kills < 20:
-        if not run(killed, rng.uniform(0.2, 0.9) * longest):
+        if not run(killed, rng.uniform(0.2, 0.9) * duration):
             kills += 1
         else:
-            assert_same(outcome(tmp_path / "whole"), outcome(killed))
+            assert_same(results(whole), results(killed))
             shutil.rmtree(killed)
     run(killed)
-    assert_same(outcome(tmp_path / "whole"), outcome(killed))
+    assert_same(results(whole), results(killed))
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow(tmp_path):
-    """Over 500 steps of the embedded default, after 50 to warm up: by 5% at most."""
+    """The memory of steps 51 to 500 of a default run is at most 5% more than that of the first 50 steps."""
     command = [sys.executable, ROOT / "grpo_dynw.py", "--steps", "500", "--output-dir", tmp_path / "run"]
     process, sizes = subprocess.Popen([*command, "--weighting", "gradient"], stderr=subprocess.DEVNULL), {}
     while process.poll() is None:

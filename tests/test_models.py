@@ -1,4 +1,4 @@
-"""Model families, each as a tiny random model: one update, with ratio 1, that changes every parameter."""
+"""Model families, each as a tiny random model: one update has ratio 1 and changes every parameter."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ FAMILIES = {
     "Qwen3": (transformers.Qwen3Config, {**SIZES, "tie_word_embeddings": False}),
     "Qwen2.5": (transformers.Qwen2Config, {k: v for k, v in SIZES.items() if k != "head_dim"}),
     "Llama": (transformers.LlamaConfig, SIZES),
-    # The architecture of DeepSeek-LLM 7B: Llama, with as many key as query heads.
+    # DeepSeek-LLM 7B has the architecture of Llama, with as many key heads as query heads.
     "DeepSeek-LLM": (transformers.LlamaConfig, {**SIZES, "num_key_value_heads": 4}),
     "Mistral": (transformers.MistralConfig, {**SIZES, "sliding_window": 16}),
     "Gemma": (transformers.GemmaConfig, SIZES),
@@ -27,25 +27,22 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def family(tokenizer, tmp_path_factory):
-    """family(name): the folder of a random model. Base models, such as GPT-2, have no chat template."""
-    made = {}
+    """family(name): the folder of a random model. GPT-2 has no chat template, like other base models."""
+    folders = {}
 
     def make(name):
-        if name not in made:
+        if name not in folders:
             torch.manual_seed(0)
-            kind, sizes = FAMILIES[name]
-            ends = {
-                "eos_token_id": tokenizer.eos_token_id,
-                "pad_token_id": tokenizer.pad_token_id,
-                "bos_token_id": None,
-            }
-            config = kind(vocab_size=len(tokenizer), initializer_range=0.2, **sizes, **ends)
-            made[name] = tmp_path_factory.mktemp("model")
-            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(made[name])
-            tokenizer.save_pretrained(made[name])
+            config_class, sizes = FAMILIES[name]
+            vocabulary = {"vocab_size": len(tokenizer), "bos_token_id": None}
+            vocabulary |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+            config = config_class(initializer_range=0.2, **sizes, **vocabulary)
+            folders[name] = tmp_path_factory.mktemp("model")
+            transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folders[name])
+            tokenizer.save_pretrained(folders[name])
             if name == "GPT-2":
-                (made[name] / "chat_template.jinja").unlink()
-        return made[name]
+                (folders[name] / "chat_template.jinja").unlink()
+        return folders[name]
 
     return make
 
@@ -59,11 +56,11 @@ def test_one_update_changes_every_parameter(run_script, monkeypatch, family, nam
     metrics, output = run_script(script, *flags)
     assert max((new - old).abs().max() for (new, old, *_), _ in losses) < 1e-5
     assert metrics[1]["clip_fraction"] == 0 and metrics[1]["grad_norm"] > 0
-    before, after = load_file(folder / "model.safetensors"), weights_of(output)
-    assert before.keys() == after.keys()
-    # That of keys shifts all scores of a query alike, which a softmax does not see.
-    idle = {key for key in before if key.endswith("k_proj.bias")}
-    assert [key for key in before if torch.equal(before[key], after[key]) and key not in idle] == []
+    initial, final = load_file(folder / "model.safetensors"), weights_of(output)
+    assert initial.keys() == final.keys()
+    # The bias of the keys adds the same number to all scores of a query, which does not change the softmax.
+    unchanged = [name for name in initial if torch.equal(initial[name], final[name])]
+    assert [name for name in unchanged if not name.endswith("k_proj.bias")] == []
     assert any(metrics[1][f"influence/{k}"] != 0 for k in ("accuracy", "conciseness", "clarity"))
     configs = [json.loads((path / "config.json").read_text()) for path in (folder, output / "model")]
     assert configs[0]["architectures"] == configs[1]["architectures"]
@@ -71,17 +68,17 @@ def test_one_update_changes_every_parameter(run_script, monkeypatch, family, nam
 
 def test_without_a_chat_template_prompts_are_plain_text(run_script, family):
     _, output = run_script(importlib.import_module("grpo_dynw"), "--steps", "1", "--model", family("GPT-2"))
-    first = read_lines(output / "completions.jsonl")[0]
-    assert first["prompt"].startswith("What is") and first["prompt"].endswith("?\n")
+    prompt = read_lines(output / "completions.jsonl")[0]["prompt"]
+    assert prompt.startswith("What is") and prompt.endswith("?\n")
 
 
 @pytest.mark.parametrize("name", ["Qwen3", "GPT-2"])
-def test_recomputed_activations_change_nothing(run_script, family, name):
-    """GPT-2 has dropout, which the models' own way of recomputing would switch on."""
+def test_gradient_checkpointing_does_not_change_the_results(run_script, family, name):
+    """GPT-2 has dropout, which the gradient checkpointing of transformers would switch on."""
     script, results = importlib.import_module("grpo_dynw"), []
-    for extra in ([], ["--gradient-checkpointing"]):
-        flags = ["--weighting", "gradient", "--model", family(name), *extra]
-        metrics, output = run_script(script, *flags, name=f"run{len(extra)}")
+    for checkpointing in ([], ["--gradient-checkpointing"]):
+        flags = ["--weighting", "gradient", "--model", family(name), *checkpointing]
+        metrics, output = run_script(script, *flags, name=f"run{len(checkpointing)}")
         results.append((metrics, weights_of(output)))
     (plain, a), (recomputed, b) = results
     for key in ("loss", "grad_norm", "influence/accuracy", "completions/mean_length"):
@@ -89,23 +86,22 @@ def test_recomputed_activations_change_nothing(run_script, family, name):
     assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-5
 
 
-def test_activations_are_recomputed(run_script, family, monkeypatch):
-    """Each decoder layer runs once more for each micro-batch of the update and of the probe."""
-    script, MLP, calls = importlib.import_module("grpo_dynw"), transformers.models.qwen3.modeling_qwen3.Qwen3MLP, []
-    forward = MLP.forward
+def test_gradient_checkpointing_recomputes_the_activations(run_script, family, monkeypatch):
+    """The update is one micro-batch: each of the 4 decoder layers runs once, or twice with checkpointing."""
+    script, MLP = importlib.import_module("grpo_dynw"), transformers.models.qwen3.modeling_qwen3.Qwen3MLP
+    forward, calls, counts = MLP.forward, [], []
     monkeypatch.setattr(MLP, "forward", lambda self, x: (calls.append(x.requires_grad), forward(self, x))[1])
-    counts = []
-    for extra in ([], ["--gradient-checkpointing"]):
+    for checkpointing in ([], ["--gradient-checkpointing"]):
         calls.clear()
-        flags = ["--steps", "1", "--micro-batch-size", "16", "--model", family("Qwen3"), *extra]
-        run_script(script, *flags, name=f"run{len(extra)}")
+        flags = ["--steps", "1", "--micro-batch-size", "16", "--model", family("Qwen3"), *checkpointing]
+        run_script(script, *flags, name=f"run{len(checkpointing)}")
         counts.append(sum(calls))
     assert counts == [4, 8]
 
 
-def test_a_models_own_settings_are_saved_though_they_leave_out_that_they_sample(run_script, family, tmp_path):
-    """Older transformers refuse a temperature without do_sample, and would save no weights, either."""
-    model = shutil.copytree(family("Qwen3"), tmp_path / "own")
+def test_generation_settings_without_do_sample_are_saved(run_script, family, tmp_path):
+    """Older versions of transformers refuse to save a temperature without do_sample, and then no weights."""
+    model = shutil.copytree(family("Qwen3"), tmp_path / "initial")
     settings = json.loads((model / "generation_config.json").read_text())
     settings.pop("do_sample", None)
     (model / "generation_config.json").write_text(json.dumps({**settings, "temperature": 0.7, "top_p": 0.8}))

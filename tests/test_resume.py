@@ -1,5 +1,6 @@
-"""Runs that are killed, or finished, and resumed: they end as if they had never stopped."""
+"""Runs that are resumed after a kill or after their end give the results of an uninterrupted run."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,53 +22,49 @@ from conftest import (
     without_times,
 )
 
-WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
-# Where a run with checkpoints after steps 2 and 4 is killed in step 4: as it writes the second checkpoint, in the
-# evaluation before that, and in the update. All resume from step 2. LOGGED: the last step in metrics.jsonl.
-KILLED_IN = {
+WEIGHTINGS = ["fixed", "hypervolume", "gradient", "nash"]
+# The runs save checkpoints after steps 2 and 4. They are killed in step 4 and resumed from step 2. They are
+# killed as the second checkpoint is written (fixed), in the evaluation on the test split (hypervolume) and in
+# the policy update (gradient, nash).
+KILL_BEFORE = {
     "fixed": ["os.replace", 2, ".tmp"],
     "hypervolume": ["evaluate", 8],
     "gradient": ["policy_loss", 7],
+    "nash": ["policy_loss", 7],
 }
-LOGGED = {"fixed": 4, "hypervolume": 3, "gradient": 3}
+LOGGED = {"fixed": 4, "hypervolume": 3, "gradient": 3, "nash": 3}  # the last step in metrics.jsonl
 
 
 @pytest.fixture(scope="module")
 def runs(folders, tmp_path_factory):
-    """The folder of runs SCRIPT-WEIGHTING-KIND: whole, killed (and resumed), finished (and resumed), all in one go."""
+    """
+    The folder of runs SCRIPT-WEIGHTING-KIND, all made at once. Of the kinds, "whole" is never interrupted,
+    "killed" is killed and resumed, and "finished" ends after step 3 and is resumed. The suffix "-copy" marks
+    the state before the run is resumed.
+    """
     base, chains = tmp_path_factory.mktemp("resumed"), []
     for script in SCRIPTS:
         for weighting in WEIGHTINGS:
             case = {"processes": 1, "script": script}
             run = f"{base}/{script}-{weighting}"
             whole, killed, finished = f"{run}-whole", f"{run}-killed", f"{run}-finished"
-            flags = [
-                *SMALL,
-                "--model",
-                folders["qwen3"],
-                "--dataset",
-                folders["data"],
-                "--weighting",
-                weighting,
-            ]
+            flags = [*SMALL, "--model", folders["qwen3"], "--dataset", folders["data"]]
             flags += ["--steps", "5", "--eval-every", "2", "--checkpoint-every", "2"]
-            flags += ["--prompts-per-step", "2", "--updates-per-step", "2"]
+            flags += ["--weighting", weighting, "--prompts-per-step", "2", "--updates-per-step", "2"]
             chains.append([{**case, "flags": [*flags, "--output-dir", whole]}])
-            first = {**case, "killed_in": KILLED_IN[weighting], "exit_code": -signal.SIGKILL}
-            copy = {**case, "copy": [killed, f"{killed}-copy"], "flags": ["--resume", killed]}
-            chains.append([{**first, "flags": [*flags, "--output-dir", killed]}, copy])
-            first = {
-                **case,
-                "flags": [*flags, "--output-dir", finished, "--steps", "3", "--checkpoint-every", "3"],
-            }
-            more = ["--resume", finished, "--steps", "5", "--checkpoint-every", "2"]
-            chains.append([first, {**case, "copy": [finished, f"{finished}-copy"], "flags": more}])
+            first = {**case, "kill_before": KILL_BEFORE[weighting], "exit_code": -signal.SIGKILL}
+            second = {**case, "copy": [killed, f"{killed}-copy"], "flags": ["--resume", killed]}
+            chains.append([{**first, "flags": [*flags, "--output-dir", killed]}, second])
+            flags += ["--output-dir", finished, "--steps", "3", "--checkpoint-every", "3"]
+            resume = ["--resume", finished, "--steps", "5", "--checkpoint-every", "2"]
+            second = {**case, "copy": [finished, f"{finished}-copy"], "flags": resume}
+            chains.append([{**case, "flags": flags}, second])
     run_chains(chains)
     return base
 
 
 def assert_same(one, other):
-    """Two values out of a checkpoint are the same to the bit, but for times."""
+    """Asserts that two values from checkpoints are equal bit for bit, except for durations."""
     if isinstance(one, dict):
         keys = [key for key in one if not str(key).startswith("time/")]
         assert keys == [key for key in other if not str(key).startswith("time/")]
@@ -84,55 +81,55 @@ def assert_same(one, other):
 @pytest.mark.parametrize("kind", ["killed", "finished"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_resumed_run_ends_as_one_that_never_stopped(runs, script, weighting, kind):
-    whole, resumed, before = (
-        runs / f"{script}-{weighting}-{name}" for name in ("whole", kind, f"{kind}-copy")
-    )
-    lines = [without_times(read_lines(folder / "metrics.jsonl")) for folder in (whole, resumed, before)]
+def test_a_resumed_run_gives_the_results_of_an_uninterrupted_run(runs, script, weighting, kind):
+    names = "whole", kind, f"{kind}-copy"
+    whole, resumed, interrupted = folders = [runs / f"{script}-{weighting}-{name}" for name in names]
+    lines = [without_times(read_lines(folder / "metrics.jsonl")) for folder in folders]
     assert [line["step"] for line in lines[0]] == [0, 1, 2, 3, 4, 5]
     assert lines[0] == lines[1]
-    one, two = weights_of(whole), weights_of(resumed)
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    expected, weights = weights_of(whole), weights_of(resumed)
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
     assert (whole / "completions.jsonl").read_text() == (resumed / "completions.jsonl").read_text()
-    saved = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (whole, resumed, before)]
-    for checkpoint in saved:
+    checkpoints = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders]
+    for checkpoint in checkpoints:
         del checkpoint["args"]
-    assert saved[0]["state"]["step"] == 4
-    assert_same(saved[0], saved[1])
+    assert checkpoints[0]["state"]["step"] == 4
+    assert_same(checkpoints[0], checkpoints[1])
     assert not list(resumed.glob("*.tmp"))
-    # What it was resumed from: of a run that is finished, the last step was evaluated, as that of a longer one is not
-    assert saved[2]["state"]["step"] == (2 if kind == "killed" else 3)
-    assert (before / "model").exists() == (kind == "finished")
+    # The interrupted run: the last step of a finished run is evaluated, unlike the same step of a longer run.
+    assert checkpoints[2]["state"]["step"] == (2 if kind == "killed" else 3)
+    assert (interrupted / "model").exists() == (kind == "finished")
     logged = LOGGED[weighting] + 1 if kind == "killed" else 3
     assert lines[2][:logged] == lines[0][:logged]
     assert ["eval/hypervolume" in line for line in lines[2][:4]] == [True, False, True, kind == "finished"]
 
 
 @shared
-def test_two_objectives_and_other_settings_than_by_default_are_resumed(run, main, script):
+def test_a_resumed_run_keeps_the_flags_that_are_not_defaults(run, main, script):
     flags = ["--objectives", "clarity", "accuracy", "--weights", "0.75", "0.25", "--weighting", "gradient"]
     flags += ["--influence-scale", "clip"]
     flags += ["--prompt-suffix", " Why?", "--seed", "3", "--mu", "0.02", "--lr-schedule", "polynomial"]
     _, folder = run(*flags, "--steps", "3", "--checkpoint-every", "2")
-    lines, before = read_lines(folder / "metrics.jsonl"), weights_of(folder)
+    expected_lines, expected = read_lines(folder / "metrics.jsonl"), weights_of(folder)
     main(script, "--resume", folder)
-    after = weights_of(folder)
-    assert all(torch.equal(before[name], after[name]) for name in after)
-    assert without_times(read_lines(folder / "metrics.jsonl")) == without_times(lines)
+    weights = weights_of(folder)
+    assert all(torch.equal(expected[name], weights[name]) for name in weights)
+    assert without_times(read_lines(folder / "metrics.jsonl")) == without_times(expected_lines)
 
 
 @shared
-def test_only_flags_that_change_no_result_may_change(
+def test_only_flags_that_do_not_affect_results_may_change(
     run, main, script, folders, monkeypatch, tmp_path, capsys
 ):
-    """An old value that is passed again is no change. A relative path of a model holds in another folder, too."""
+    """Passing the old value again is allowed. A relative path of a model is valid in another folder, too."""
     monkeypatch.chdir(folders["data"].parent)
     _, folder = run("--checkpoint-every", "1", "--model", "qwen3", "--dataset", "data")
-    before = all_files(folder)
+    files = all_files(folder)
     for flags in (["--seed", "5"], ["--output-dir", "x"], ["--weighting=nash"], ["--enable-thinking"]):
         with pytest.raises(SystemExit) as stop:
             main(script, "--resume", folder, *flags)
-        assert stop.value.code == 2 and all_files(folder) == before
+        assert stop.value.code == 2 and all_files(folder) == files
         assert flags[0].split("=")[0] in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     flags = ["--steps", "4", "--micro-batch-size", "2", "--eval-every", "2", "--checkpoint-every", "3"]
@@ -144,81 +141,82 @@ def test_only_flags_that_change_no_result_may_change(
 
 
 class Harmful:
-    """What pickle makes a file of when it is loaded."""
+    """An object that creates a file when pickle loads it."""
 
     def __reduce__(self):
         return open, ("harm.txt", "w")
 
 
+# Name: (a function that changes the folder of a run, flags). With them, --resume is refused.
 REFUSED = {
     "no checkpoint": (lambda folder: (folder / "checkpoint.pt").unlink(), []),
     "no folder": (lambda folder: folder.rename(folder.with_name("other")), []),
     "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), []),
     "a checkpoint that would run code": (lambda folder: torch.save(Harmful(), folder / "checkpoint.pt"), []),
-    "a foreign checkpoint": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
+    "a checkpoint of another program": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
     "another model": (lambda folder: None, ["--model", "{gpt2}"]),
     "an old checkpoint": (
         lambda folder: torch.save({"algorithm": "grpo", "step": 1}, folder / "checkpoint.pt"),
         [],
     ),
-    "another algorithm": (lambda folder: change(folder, origin=["rloo", 1]), []),
-    "other processes": (lambda folder: change(folder, origin=["grpo", 2]), []),
-    "fewer steps than made": (lambda folder: None, ["--steps", "1"]),
-    "more steps of a falling learning rate": (
-        lambda folder: change(folder, args={**load(folder)["args"], "lr_schedule": "polynomial"}),
+    "another algorithm": (lambda folder: change_checkpoint(folder, origin=["rloo", 1]), []),
+    "another number of processes": (lambda folder: change_checkpoint(folder, origin=["grpo", 2]), []),
+    "fewer steps than taken": (lambda folder: None, ["--steps", "1"]),
+    "more steps of a decaying learning rate": (
+        lambda folder: change_checkpoint(
+            folder, args={**load_checkpoint(folder)["args"], "lr_schedule": "polynomial"}
+        ),
         ["--steps", "3"],
     ),
 }
 
 
-def load(folder):
+def load_checkpoint(folder):
     return torch.load(folder / "checkpoint.pt", weights_only=True)
 
 
-def change(folder, **values):
-    torch.save({**load(folder), **values}, folder / "checkpoint.pt")
+def change_checkpoint(folder, **values):
+    torch.save({**load_checkpoint(folder), **values}, folder / "checkpoint.pt")
 
 
 @shared
-def test_what_cannot_be_resumed_is_refused_in_one_line_and_left_as_it_is(
+def test_a_run_that_cannot_be_resumed_is_refused_in_one_line_and_not_changed(
     run, main, script, folders, capfd, subtests
 ):
-    _, made = run("--checkpoint-every", "1", "--steps", "2")
+    _, original = run("--checkpoint-every", "1", "--steps", "2")
     for name, (damage, flags) in REFUSED.items():
         with subtests.test(name):
-            folder = made.with_name(name.replace(" ", "-"))
-            for path, content in all_files(made).items():
-                (folder / path.relative_to(made)).parent.mkdir(parents=True, exist_ok=True)
-                (folder / path.relative_to(made)).write_bytes(content)
+            folder = original.with_name(name.replace(" ", "-"))
+            shutil.copytree(original, folder)
             damage(folder)
-            before = all_files(folder)
+            files = all_files(folder)
             capfd.readouterr()
             with pytest.raises(SystemExit) as stop:
                 main(script, "--resume", folder, *[flag.format(**folders) for flag in flags])
             err = capfd.readouterr().err
             assert stop.value.code == 2 and err.startswith("grpo_dynw.py: error: ") and err.count("\n") == 1
-            assert all_files(folder) == before and not Path("harm.txt").exists()
+            assert all_files(folder) == files and not Path("harm.txt").exists()
 
 
-# Where else metrics go
+# Metrics in TensorBoard
 
 
 class Events(dict):
-    """In place of TensorBoard: what it shows of a folder, which is what all its writers have written."""
+    """Replaces TensorBoard: {folder: {name: [(step, value)]}}, the values that it would show."""
 
     def SummaryWriter(self, folder, purge_step=None):  # noqa: N802
-        shown = self.setdefault(Path(folder), {})
-        for name in shown:
-            shown[name] = [(step, value) for step, value in shown[name] if step < (purge_step or 0)]
+        scalars = self.setdefault(Path(folder), {})
+        for name in scalars:
+            scalars[name] = [(step, value) for step, value in scalars[name] if step < (purge_step or 0)]
 
         def add_scalar(name, value, step):
-            shown.setdefault(name, []).append((step, value))
+            scalars.setdefault(name, []).append((step, value))
 
         return SimpleNamespace(add_scalar=add_scalar, close=lambda: None, flush=lambda: None)
 
 
 @shared
-def test_tensorboard_shows_every_step_once_after_a_resume(run, main, script, monkeypatch):
+def test_tensorboard_gets_every_step_once_after_a_resume(run, main, script, monkeypatch):
     events = Events()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", events)
     _, folder = run("--report-to", "tensorboard", "--steps", "3", "--checkpoint-every", "2")
@@ -231,7 +229,7 @@ def test_tensorboard_shows_every_step_once_after_a_resume(run, main, script, mon
 
 
 @shared
-def test_tensorboard_itself_shows_every_step_once_after_a_resume(run, main, script):
+def test_the_real_tensorboard_shows_every_step_once_after_a_resume(run, main, script):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     _, folder = run("--report-to", "tensorboard", "--steps", "3", "--checkpoint-every", "2")
     main(script, "--resume", folder, "--steps", "4")
@@ -242,18 +240,11 @@ def test_tensorboard_itself_shows_every_step_once_after_a_resume(run, main, scri
 
 
 @shared
-def test_ctrl_c_ends_a_run_in_one_line(script, folders, tmp_path):
-    inputs = [
-        *SMALL,
-        "--model",
-        folders["qwen3"],
-        "--dataset",
-        folders["data"],
-        "--output-dir",
-        tmp_path / "run",
-    ]
+def test_ctrl_c_ends_a_run_with_one_line(script, folders, tmp_path):
+    command = [sys.executable, ROOT / "grpo_dynw.py", *SMALL, "--steps", "10000"]
+    command += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", tmp_path / "run"]
     process = subprocess.Popen(
-        [sys.executable, ROOT / "grpo_dynw.py", *inputs, "--steps", "10000"],
+        command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

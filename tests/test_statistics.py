@@ -1,6 +1,8 @@
 """
-Whose gradients are they? Expectations over all that can be sampled, from a policy of which all 9 responses can be
-listed: two tokens, each one of three. So they are exact, and a bias is told from noise.
+The expected gradient of each algorithm, compared with the gradient of the expected reward.
+
+The policy has only 9 responses: two tokens from a vocabulary of three. So the expectations are exact sums
+over all samples, and a bias cannot be confused with noise.
 """
 
 from argparse import Namespace
@@ -15,24 +17,28 @@ G = 3
 
 
 def logits():
-    """Of the first token (3,), and of the second after each first one (3, 3): 12 parameters."""
+    """Returns 12 parameters: logits (3,) of the first token, and (3, 3) of the second token after each."""
     torch.manual_seed(0)
     return torch.randn(12, dtype=torch.float64).requires_grad_()
 
 
 def token_logprobs(theta):
-    """Log-probabilities (9, 2) of the tokens of all responses."""
+    """Returns the log-probabilities (9, 2) of the tokens of all responses."""
     first, second = theta[:3].log_softmax(0), theta[3:].view(3, 3).log_softmax(1)
     return torch.stack([first[RESPONSES[:, 0]], second[RESPONSES[:, 0], RESPONSES[:, 1]]], 1)
 
 
 def true_gradient(theta):
-    """Of the expected reward: sum_s p(s) r(s) grad log p(s)."""
+    """Returns the gradient (12,) of the expected reward, sum_s p(s) r(s) grad log p(s)."""
     return torch.autograd.grad((token_logprobs(theta).sum(1).exp() * REWARD).sum(), theta)[0]
 
 
 def expected_gradient(script, args, theta):
-    """Of minus the loss, summed over the two tokens and averaged over responses, in all batches of one group of G."""
+    """
+    Returns minus the expected gradient (12,) of the loss, over all batches of one group of G responses.
+
+    The loss is the sum over the two tokens and the mean over the responses.
+    """
     total = torch.zeros_like(theta)
     for group in product(range(9), repeat=G):
         logprobs = token_logprobs(theta)[list(group)]  # (G, 2)
@@ -49,21 +55,25 @@ def expected_gradient(script, args, theta):
     indirect=["script"],
 )
 def test_rloo_and_reinforce_are_unbiased(script, baseline, factor):
-    """The mean of a batch counts a response itself: it shortens the gradient by 1 / N and turns it nowhere."""
+    """
+    The baseline "mean" includes the response itself. It shrinks the gradient by a factor of 1 - 1 / N and
+    keeps its direction.
+    """
     theta = logits()
     expected = expected_gradient(script, Namespace(num_generations=G, baseline=baseline), theta)
     assert torch.allclose(expected, factor * true_gradient(theta), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
-def test_a_division_by_the_standard_deviation_turns_the_gradient(script):
-    """The bias of GRPO and REINFORCE++: even in expectation they go another way, here with a cosine of 0.962."""
+def test_dividing_by_the_standard_deviation_changes_the_direction_of_the_gradient(script):
+    """GRPO and REINFORCE++ are biased: the cosine of the expected and the true gradient is 0.962 here."""
     theta = logits()
     expected = expected_gradient(script, Namespace(num_generations=G, baseline="whiten"), theta)
     assert torch.cosine_similarity(expected, true_gradient(theta), 0).item() == pytest.approx(0.962, abs=5e-4)
 
 
-def policies():
+def policy_and_reference():
+    """Returns the logits (4,) of a policy and the log-probabilities (4,) of a reference model."""
     torch.manual_seed(1)
     theta, reference = torch.randn(2, 4, dtype=torch.float64)
     return theta.requires_grad_(), reference.log_softmax(0)
@@ -71,21 +81,28 @@ def policies():
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
 def test_the_expectation_of_the_kl_penalty(script):
-    """Of k3, it is KL(policy || reference). Of half the squared log-ratio, it is not, but near."""
-    theta, q = policies()
+    """The expectation of k3 is KL(policy || reference). Half the squared log-ratio is only close to it."""
+    theta, q = policy_and_reference()
     p = theta.log_softmax(0).detach()
-    mean, true = (p.exp() * script.kl_penalty(p, q)).sum(), (p.exp() * (p - q)).sum()
-    assert (mean == pytest.approx(true.item(), rel=1e-12)) == (script.__name__ == "grpo_dynw")
+    expectation, kl = (p.exp() * script.kl_penalty(p, q)).sum(), (p.exp() * (p - q)).sum()
+    assert (expectation == pytest.approx(kl.item(), rel=1e-12)) == (script.__name__ == "grpo_dynw")
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
-def test_the_gradient_of_the_kl_penalty_as_a_term_of_the_loss(script):
-    """Of k3, in expectation, it is that of KL(reference || policy); of half the squared log-ratio, the one meant."""
-    theta, q = policies()
+def test_the_expected_gradient_of_the_kl_penalty_in_the_loss(script):
+    """
+    The loss differentiates the penalty, not the probability of the sample. In expectation, this gives the
+    gradient of KL(reference || policy) for k3. For half the squared log-ratio, it gives the intended gradient
+    of KL(policy || reference).
+    """
+    theta, q = policy_and_reference()
     logprobs = theta.log_softmax(0)
     weight = logprobs.detach().exp()
-    found = torch.autograd.grad((weight * script.kl_penalty(logprobs, q)).sum(), theta, retain_graph=True)[0]
-    meant = torch.autograd.grad((logprobs.exp() * (logprobs - q)).sum(), theta, retain_graph=True)[0]
-    reverse = torch.autograd.grad((q.exp() * (q - logprobs)).sum(), theta)[0]
-    assert torch.allclose(found, reverse if script.__name__ == "grpo_dynw" else meant, rtol=1e-9)
-    assert not torch.allclose(meant, reverse, rtol=1e-2)
+    penalty = (weight * script.kl_penalty(logprobs, q)).sum()
+    policy_reference_kl = (logprobs.exp() * (logprobs - q)).sum()
+    reference_policy_kl = (q.exp() * (q - logprobs)).sum()
+    gradient = torch.autograd.grad(penalty, theta, retain_graph=True)[0]
+    forward = torch.autograd.grad(policy_reference_kl, theta, retain_graph=True)[0]
+    reverse = torch.autograd.grad(reference_policy_kl, theta)[0]
+    assert torch.allclose(gradient, reverse if script.__name__ == "grpo_dynw" else forward, rtol=1e-9)
+    assert not torch.allclose(forward, reverse, rtol=1e-2)
