@@ -53,10 +53,10 @@ def read_run(folder):
     """
     Reads the evaluations on the test split from `folder`/args.json and `folder`/metrics.jsonl.
 
-    Returns a dictionary: name, weighting, objectives (K names), limit (max_new_tokens) and, of N evaluations,
-    steps (N,), points (N, K) of performance, lengths (N,), which are means in tokens, and front (N,), the
-    mask of points that no other point dominates. Step 0 is the initial model. Evaluations with a null, which
-    stands for a number that was not finite, are left out. ValueError, in one line, for a broken folder.
+    Returns a dictionary: name, weighting, objectives (K names) and limit (max_new_tokens). For N evaluations,
+    it has steps (N,), points (N, K) of performance, lengths (N,) (means in tokens), and front (N,), the mask
+    of points that no other point dominates. Step 0 is the initial model. Evaluations with a null, which
+    stands for a number that was not finite, are left out. ValueError with one line for a broken folder.
     """
     folder = Path(folder)
     try:
@@ -101,7 +101,7 @@ def styles(runs):
 
 
 def draw_steps(axes, steps, points):
-    """Writes the step beside the last of points (N, 2) and, with enough room, those near round steps."""
+    """Writes the step beside the last of points (N, 2). Points near round steps get it if there is room."""
     round_steps = MaxNLocator(6, integer=True).tick_values(0, steps[-1])[::-1]
     # Positions are in widths and heights of the panel.
     occupied = [axes.transLimits.transform(point) for point in points[steps == 0]]
@@ -128,7 +128,7 @@ def draw_panel(axes, runs, pair):
     axes.set(xlabel=x, ylabel=y)
     axes.margins(0.1)
     axes.locator_params(axis="x", nbins=6)
-    axes.axis(axes.axis())  # keeps the limits at the points: the outlines below reach down to 0
+    axes.axis(axes.axis())  # The outlines below reach down to 0, but the limits stay at the points.
 
     for run, colour, _ in styles(runs):
         points = run["points"][:, pair]
@@ -136,7 +136,7 @@ def draw_panel(axes, runs, pair):
         outline = np.array([[0, corners[0, 1]], *corners, [corners[-1, 0], 0]])
         axes.step(*outline.T, where="pre", color=colour, linewidth=1, alpha=0.4)
         axes.step(*corners.T, where="pre", color=colour, linewidth=2, alpha=0.8)
-        if len(runs) == 1:  # several areas, or the steps of several runs, would lie on top of one another
+        if len(runs) == 1:  # Areas and step numbers of several runs would overlap.
             axes.fill_between(*outline.T, step="pre", color=colour, alpha=0.06, linewidth=0)
             draw_steps(axes, run["steps"], points)
 
@@ -147,7 +147,8 @@ def plot_fronts(runs, path):
     Draws `runs` (of `read_run`) into the picture `path`, with a panel for each pair of objectives.
 
     Large marks are the points that no other point of the run dominates in ALL objectives. The thick line is
-    the front in the panel's TWO objectives, so large marks may lie behind it. ValueError for one objective.
+    the front in the panel's TWO objectives, so large marks may lie behind it. ValueError if there is one
+    objective only.
     """
     # The earlier objective of a pair is the vertical axis, so most neighbouring panels share it.
     pairs = [[x, y] for y, x in itertools.combinations(range(len(runs[0]["objectives"])), 2)]
@@ -170,7 +171,7 @@ def plot_fronts(runs, path):
         Line2D([], [], color="black", linestyle="none", marker="*", markersize=13, label="initial model"),
     ]
     draw_legend(figure, marks, "outside lower center")
-    figure.savefig(path, dpi=200)  # draws before it opens the file: after a failure, an old picture is intact
+    figure.savefig(path, dpi=200)  # An error while drawing leaves an old picture intact.
 
 
 def curves(weighting, colours):
@@ -244,7 +245,7 @@ def aligned(rows):
 
 
 def table(runs):
-    """Returns the comparison of the runs as text. "last" columns are those of the last evaluation alone."""
+    """Returns the comparison of the runs as text. Columns named "last" are of the last evaluation alone."""
     rows = [["run", "weighting", "on front", "hypervolume", "last hypervolume"]]
     rows[0] += [*(f"best {name}" for name in runs[0]["objectives"]), "last length (tokens)"]
     for run in runs:
@@ -278,7 +279,7 @@ def weighting_summary(folder):
         weights = [f"{name} {steps[-1][f'weights/{name}']:.2f}" for name in run["objectives"]]
         return f"Final weights: {', '.join(weights)}"
     if run["weighting"] == "hypervolume" and len(steps) > 1:
-        r_pareto = [entry["r_pareto"] for entry in steps[1:]]  # step 1 has no contribution to use
+        r_pareto = [entry["r_pareto"] for entry in steps[1:]]  # Step 1 has no earlier delta_hv to use.
         quartiles = [f"{quartile:.2f}" for quartile in np.quantile(r_pareto, [0.25, 0.5, 0.75])]
         return f"Quartiles of the meta reward r_pareto: {', '.join(quartiles)}"
     return ""

@@ -8,8 +8,8 @@ Alignment Through Dynamic Reward Weighting" (Lu et al., arXiv:2509.11452).
 Each response has K rewards, r_vec. The policy maximizes their weighted sum w . r_vec. --weighting is one of:
 
     fixed        w is constant. This is the baseline.
-    hypervolume  w is constant. After each step, the validation split shows how much hypervolume it gained.
-                 The gain sets the meta reward r_pareto, which multiplies the next step's advantages (Alg. 1).
+    hypervolume  w is constant. Each step's gain in hypervolume is measured on the validation split. It sets
+                 the meta reward r_pareto, which multiplies the next step's advantages (Alg. 1).
     gradient     Before the policy update, w_k is multiplied by exp(lr I_k / mu) and normalized. The influence
                  I_k = <g_k, sum_j g_j> compares the policy gradients g_k of the objectives (Alg. 2).
     nash         w_k is proportional to w0_k / p_k, where w0 are the initial weights and p is the mean
@@ -53,8 +53,9 @@ from hypervolume import contribution, hypervolume
 
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
 ALGORITHM = Path(__file__).stem.removesuffix("_dynw")
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
 SHARDED = "LOCAL_RANK" in os.environ  # Under torchrun, parameters are sharded, even with one process.
+RANK, WORLD = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if SHARDED else (0, 1)
+ORIGIN = f"{ALGORITHM}_dynw.py with {WORLD} processes"  # must be the same on --resume
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # A checkpoint holds whole tensors.
 # The flags that --resume may change. A dataset may have moved.
 MAY_CHANGE = {"steps", "eval_every", "checkpoint_every", "report_to", "dataset", "device", "micro_batch_size"}
@@ -124,20 +125,20 @@ def parse_args():
         return check_args(args), None
     with input_errors("--resume"):
         checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True, weights_only=True)
-        origin = checkpoint.get("origin")
-    if origin != [ALGORITHM, WORLD]:
-        fail(f"--resume: needs a checkpoint of {ALGORITHM} in {WORLD} processes, not of {origin}")
+        origin = checkpoint.get("origin", "another program or version")
+    if origin != ORIGIN:
+        fail(f"--resume: the checkpoint is of {origin}, not of {ORIGIN}")
 
     old_args, step = {**checkpoint["args"], "output_dir": args.resume}, checkpoint["state"]["step"]
     parser.set_defaults(**old_args)
     args = check_args(parser.parse_args())
-    changed = {name for name, value in vars(args).items() if value != old_args[name]}
+    changed = {name for name, value in vars(args).items() if value != old_args.get(name, value)}
     if "model" in changed:
         fail(f"--model: must stay the same; if its folder has moved, link it to {old_args['model']}")
     if changed := changed - MAY_CHANGE - {"resume"}:
         fail(f"--resume: cannot change --{', --'.join(sorted(changed)).replace('_', '-')}")
     if args.steps < step or (args.steps != old_args["steps"] and args.lr_schedule != "constant"):
-        fail(f"--steps: cannot change to less than the {step} steps taken, nor with a polynomial schedule")
+        fail(f"--steps: must be at least {step}, and cannot change with a polynomial schedule")
     return args, checkpoint
 
 
@@ -161,9 +162,7 @@ def check_args(args):
     if len(args.weights) != K or not min(args.weights) >= 0 or not abs(sum(args.weights) - 1) < 1e-6:
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
-        fail(
-            "--influence-scale unit: influences of two objectives are always equal; use clip, a smaller --mu"
-        )
+        fail("--influence-scale unit: gives two objectives equal influences; use clip and a smaller --mu")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: give two increasing fractions between 0 and 1")
     if args.num_generations < 2:
@@ -178,7 +177,7 @@ def check_args(args):
 
 
 def fail(message):
-    """Prints one line about the user's input, in one process of a machine, and exits with code 2."""
+    """Prints one line about the user's input, once per machine, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tqdm.write(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -339,17 +338,15 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     parts = zip(ids.split(size), attention.split(size))
     responses = torch.cat([respond(model, *part, limit, sample) for part in parts])
 
-    # Make the mask from the end tokens. Pad tokens do not tell the end if both are the same token.
+    # Make the mask from the end tokens. Pad tokens cannot tell the end: they may be the same token.
     is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
     texts = tokenizer.batch_decode([row[m] for row, m in zip(responses, mask)], skip_special_tokens=True)
     lengths, cut_off = mask.sum(1), ~is_end.any(1)
     responses, mask = responses[:, : lengths.max()], mask[:, : lengths.max()]  # (N, R)
-    batch = {
-        "ids": torch.cat([ids, responses], 1),
-        "attention": torch.cat([attention, mask.long()], 1),
-    }  # (N, T)
-    return {**batch, "texts": texts, "mask": mask, "lengths": lengths, "cut_off": cut_off}
+    ids, attention = torch.cat([ids, responses], 1), torch.cat([attention, mask.long()], 1)  # (N, T)
+    batch = {"texts": texts, "ids": ids, "attention": attention, "mask": mask}
+    return {**batch, "lengths": lengths, "cut_off": cut_off}
 
 
 # ---------- Log-probabilities ----------
@@ -462,9 +459,7 @@ def nash_weights(initial, performance):
     The direction is not exact for an objective whose reward is not its performance: the reward of conciseness
     compares a length with a moving mean, but its performance is 1 - length / limit.
     """
-    weights = initial / performance.clamp(
-        min=0.02
-    )  # An objective without performance must not get all weight.
+    weights = initial / performance.clamp(min=0.02)  # A performance of 0 must not take all the weight.
     return weights / weights.sum()
 
 
@@ -567,7 +562,7 @@ def finish_step(metrics, actor, tokenizer, data, state, tracker, args):
         values, point, samples = evaluate(actor, tokenizer, data, "test", step, args)
         tested = [*state["tested"], point]
         metrics |= {**values, "eval/hypervolume": hypervolume(tested, zeros)}
-        if is_due:  # A run that is resumed to be longer must not count an evaluation that was not due.
+        if is_due:  # If --resume extends the run, an evaluation that was not due must not count.
             state["tested"] = tested
     if RANK == 0:
         log(metrics, step, samples, tracker, args)
@@ -623,7 +618,7 @@ def save_checkpoint(policy, optimizer, state, args):
     """Writes checkpoint.pt, one dictionary. It replaces the previous one only when it is complete."""
     policy_state, optimizer_state = get_state_dict(policy, optimizer, options=WHOLE)
     random = torch.cuda if policy.device.type == "cuda" else torch
-    checkpoint = {"origin": [ALGORITHM, WORLD], "args": vars(args), "state": state}
+    checkpoint = {"origin": ORIGIN, "args": vars(args), "state": state}
     checkpoint |= {"policy": policy_state, "optimizer": optimizer_state}
     checkpoint["rng"] = gathered([random.get_rng_state()])
     path = Path(args.output_dir, "checkpoint.pt")
@@ -645,9 +640,11 @@ def load_checkpoint(checkpoint, policy, optimizer):
 
 def save_model(model, tokenizer, settings, folder):
     """Saves the model with its original settings, draws the run's pictures, and prints its results."""
-    model.generation_config = settings
     with input_errors("--output-dir"):
         model.save_pretrained(folder / "model")
+        settings.to_json_file(
+            folder / "model/generation_config.json"
+        )  # save_pretrained refuses some settings.
         tokenizer.save_pretrained(folder / "model")
     try:
         print(importlib.import_module("compare").summary(folder))
@@ -678,7 +675,7 @@ def main():
     options = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "fused": is_cuda}
     optimizer = torch.optim.AdamW(policy.parameters(), **options)
 
-    # The state is what a checkpoint holds beside policy, optimizer and random numbers.
+    # A checkpoint holds this state, the policy, the optimizer, the random numbers and the arguments.
     # buffer: points on the validation split (Alg. 1). tested: points on the test split.
     w0 = torch.tensor(args.weights, dtype=torch.float64)
     state = {"step": 0, "weights": w0, "r_pareto": 1.0, "total_tokens": 0, "buffer": [], "tested": []}
@@ -727,7 +724,7 @@ def main():
             if influence.isfinite().all():
                 weights = update_weights(weights, influence, lr, args.mu)  # Eq. (3)
             metrics |= {f"influence/{name}": value for name, value in zip(names, influence.tolist())}
-        elif U > 1:  # With one update, the forward pass gives them.
+        elif U > 1:  # With one update, they are the log-probabilities of step 5.
             old_logprobs = old_token_logprobs(policy, batch, sum(updates, ()))  # (N, R)
         if args.weighting == "nash":
             mean_rewards = summed(r_vec.sum(1)) / num_responses  # (K,)
@@ -736,7 +733,7 @@ def main():
         state["weights"] = weights.cpu()
         times.append(clock())
 
-        # 4. Advantages. r_pareto multiplies them. GRPO and REINFORCE++ would divide it out of the reward.
+        # 4. Advantages, times r_pareto. In the reward, GRPO and REINFORCE++ would normalize r_pareto away.
         r = weights @ r_vec  # (N,)
         signal = r if args.normalize == "sum" else r_vec
         if args.meta_reward_on == "reward":

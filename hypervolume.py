@@ -1,21 +1,21 @@
 """
 Pareto fronts and hypervolumes, exact for any number K of objectives. Every objective is maximised.
 
-The hypervolume of points is the volume that they dominate above a reference point: the union of the boxes
-that reach from the reference point to each point. The method is that of While, Bradstreet and Barone, "A Fast
-Way of Calculating Exact Hypervolumes" (IEEE Transactions on Evolutionary Computation 16(1), 2012): each point
-adds the volume of its own box, minus the part of that box that earlier points cover.
+The hypervolume of points is the volume that they dominate above a reference point. It is the volume of the
+union of the boxes between the reference point and each point. The method is that of While, Bradstreet and
+Barone, "A Fast Way of Calculating Exact Hypervolumes" (IEEE Transactions on Evolutionary Computation 16(1),
+2012): each point adds the volume of its own box, minus the part of this box that earlier boxes cover.
 """
 
 import numpy as np
 
 
 def _as_matrix(rows):
-    """Returns `rows` as floats (N, K). ValueError unless they are finite, equally many in each row."""
+    """Returns `rows` as an array (N, K). ValueError unless all are finite and the rows equally long."""
     try:
         matrix = np.asarray(rows, dtype=float)
     except (TypeError, ValueError):
-        raise ValueError("points and reference must be numbers, as many for each point") from None
+        raise ValueError("points and reference must be lists of numbers of the same length") from None
     if matrix.ndim != 2 or matrix.size == 0:
         raise ValueError("points must have shape (N, K) and the reference (K,)")
     if not np.isfinite(matrix).all():
@@ -24,7 +24,7 @@ def _as_matrix(rows):
 
 
 def _above(points, reference):
-    """Returns points (N, K) minus the reference (K,), only those that exceed it in every objective."""
+    """Returns points (N, K) minus the reference (K,). Leaves out points that do not exceed it everywhere."""
     matrix = _as_matrix([reference, *points])
     corners = matrix[1:] - matrix[0]
     return corners[(corners > 0).all(axis=1)]
@@ -42,9 +42,9 @@ def _volume(points):
     """
     Returns the volume of the union of the boxes between the origin and each of points (N, K), all positive.
 
-    The union is sliced along the last objective, the height of a point. From the highest point down, each
-    point adds a region to what the points before it cover in the other K - 1 objectives. Over this region,
-    the union is as high as the point. The volume is the sum, over the points, of the region times the height.
+    The last objective is the height of a point. The others span its base, a box in K - 1 objectives. Points
+    are added from the highest to the lowest. Over the part of a base that earlier bases do not cover, the
+    union is as high as the point. The volume is the sum of these parts, each times the height of its point.
     """
     if points.shape[1] == 1:
         return points.max(initial=0.0)
@@ -54,7 +54,7 @@ def _volume(points):
     points = points[np.argsort(-points[:, -1])]
     heights = points[:, -1]
     if points.shape[1] == 2:
-        # The same sum, rearranged: the slice between two heights is as wide as the widest point above it.
+        # The same volume in slices: between two heights, the union is as wide as the widest higher point.
         return np.maximum.accumulate(points[:, 0]) @ -np.diff(heights, append=0.0)
     bases = points[:, :-1]
     return sum(height * _gain(bases[i], bases[:i]) for i, height in enumerate(heights))
@@ -64,7 +64,7 @@ def _gain(point, points):
     """
     Returns the volume that the box of `point` (K,) adds to the boxes of `points` (N, K), all positive.
 
-    This is the volume of the box minus the part that the others cover. Exactly 0 if one of them covers it.
+    This is the volume of the box minus the part that the other boxes cover. Exactly 0 if one covers it all.
     """
     covered = np.minimum(points, point)
     if (covered == point).all(axis=1).any():
@@ -96,8 +96,8 @@ def contribution(point, points, reference):
     """
     Returns the hypervolume that `point` (K,) adds to that of `points`: at least 0, and 0 if it is dominated.
 
-    This is far cheaper than the difference of two hypervolumes, because only the part of `points` inside the
-    box of `point` counts. Shapes, unit and errors are those of `hypervolume`.
+    This is far cheaper than the difference of two hypervolumes, because only the parts of the other boxes
+    inside the box of `point` count. Shapes, unit and errors are those of `hypervolume`.
     """
     others, corner = _above(points, reference), _above([point], reference)
     # Rounding may turn a gain close to 0 into about -1e-17.

@@ -12,7 +12,7 @@ and name it in --objectives:
 
 It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (in sampled tokens),
 `mean_length` (which conciseness compares the length with), `prompt`, `step` and all other columns of the
-problem's row, and returns a number. Its performance is its reward, unless it defines another one:
+problem's row, and returns a number. Its performance is its reward, unless PERFORMANCE has a function for it:
 
     # For an objective brevity: the share of the limit that a response leaves unused.
     PERFORMANCE["brevity"] = lambda reward, length, limit: 1 - length / limit
@@ -29,10 +29,10 @@ from jinja2 import TemplateError
 
 OBJECTIVES = {}
 # The performance of an objective is what evaluations report, and what the hypervolume and Nash weighting use.
-# By default it is the reward, else a function of (reward, length, limit) here. The function gets the reward
-# and length of one response, or their means over several. It must be linear in both (plus a constant), so
-# that the performance of the means is the mean performance. Conciseness has a function because a reward
-# relative to a moving mean does not compare models.
+# By default, it is the reward. A function of (reward, length, limit) here replaces the default. The function
+# gets the reward and length of one response, or their means over several. It must be linear in both (plus a
+# constant), so that the performance of the means is the mean performance. Conciseness has a function because
+# its reward depends on a mean length that moves, so it cannot compare models.
 PERFORMANCE = {"conciseness": lambda reward, length, limit: 1 - length / limit}
 # The paper's datasets: short names, names on the Hub, and the text that follows each problem.
 PAPER_DATASETS = {
@@ -103,7 +103,7 @@ def accuracy(response, answer, **_):
     Returns 1.0 if the last `\boxed{...}` in `response` equals `answer`, else 0.0.
 
     Both are normalised as in the evaluation of MATH (Hendrycks et al., arXiv:2103.03874) and compared as
-    strings. That evens out notation but computes nothing, so 2/4 is not 1/2. A response without a box is
+    strings. Normalising unifies notation but computes nothing, so 2/4 is not 1/2. A response without a box is
     wrong, and so is one whose last box is not closed.
     """
     boxed = last_boxed(response)
@@ -121,9 +121,9 @@ def conciseness(length, mean_length, **_):
 
 
 # An enumerator is "1.", "a)", "(ii)", "Step 3:" or a bullet. The patterns are as loose as in the paper's
-# code, so that rewards compare with the paper's. These count as enumerators, too: a sentence that ends in a
-# number (" = 13. So"), a decimal (" 12.5"), f(x), (2-x) and a minus between spaces. A box that was cut off
-# counts as closed if there is a closing brace inside it.
+# code, so that rewards can be compared with the paper's. Therefore these also count as enumerators: a number
+# at the end of a sentence (" = 13. So"), a decimal (" 12.5"), f(x), (2-x) and a minus between spaces. A box
+# that was cut off counts as closed if there is a closing brace inside it.
 ENUMERATOR = re.compile(r"(?im)(?:^|[\s(])(?:step)?(?:\d+|[a-z]|[ivxlcdm]+)[-.:)]|(?:^|\s)[-*•]\s+")
 ORDINAL = re.compile(r"(?i)\b(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|next|then)\b")
 FILLED_BOX = re.compile(r"\\boxed\{\s*[^\s}]")
@@ -132,9 +132,10 @@ FILLED_BOX = re.compile(r"\\boxed\{\s*[^\s}]")
 @objective
 def clarity(response, **_):
     r"""
-    Returns 1.0 if `response` goes step by step to a box, right or wrong, else 0.0. Source: the paper's code.
+    Returns 1.0 if `response` has steps and a box, right or wrong, else 0.0. Source: the paper's code.
 
-    It must have a `\boxed{...}` that is not blank, and two enumerators or two ordinals, or one ordinal twice.
+    The `\boxed{...}` must not be blank. Steps are two or more enumerators, or two or more ordinals. Repeated
+    ones count.
     """
     box = FILLED_BOX.search(response)
     if box is None or "}" not in response[box.end() :]:
@@ -143,7 +144,7 @@ def clarity(response, **_):
 
 
 def last_boxed(text):
-    r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`. None if that is open or missing."""
+    r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`. None if the box is open or missing."""
     _, command, rest = text.rpartition(r"\boxed")
     if command and rest.startswith(" "):
         return rest[1:].split("$")[0]
@@ -191,8 +192,8 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, en
     Returns the problems of each of `splits`, by name: lists of dictionaries with prompt (text), prompt_ids
     (token ids), answer (text) and all other columns. Prompts over `max_prompt_tokens` tokens are left out.
 
-    suffix: text after each problem (None: the paper's for the paper's datasets, else none). enable_thinking:
-    passed to the chat template. ValueError if a split or a row cannot be used.
+    suffix: text after each problem (None: the paper's on the paper's datasets, none on others).
+    enable_thinking: passed to the chat template. ValueError if a split or a row cannot be used.
     """
     is_paper = dataset in PAPER_DATASETS
     if suffix is None:
@@ -225,7 +226,7 @@ def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, en
 
 
 def problems_of_step(problems, step, size, seed):
-    """Returns the `size` problems of a step, from 1. Each epoch goes through all problems in a new order."""
+    """Returns the `size` problems of a step (1, 2, ...). Each epoch has all problems in a new order."""
     n, places, orders = len(problems), range((step - 1) * size, step * size), {}
     for epoch in {place // n for place in places}:
         orders[epoch] = torch.randperm(n, generator=torch.Generator().manual_seed(1000 * seed + epoch))
@@ -259,7 +260,7 @@ def load_splits(dataset):
 
 
 def load_files(dataset):
-    """Returns the splits of a dataset as they are, by name."""
+    """Returns the splits that a dataset has, by name."""
     if Path(dataset).is_file():
         file_type = "parquet" if dataset.endswith(".parquet") else "json"
         return datasets.load_dataset(file_type, data_files=dataset)
@@ -287,19 +288,19 @@ def read_rows(rows, split, suffix):
 
 
 def read_question(row):
-    """Returns a row's problem, else question, else prompt, as chat messages. ValueError if it is not text."""
+    """Returns a row's first of problem, question and prompt, as chat messages. ValueError if not text."""
     question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
     messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
     is_chat = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
     contents = [message.get("content") for message in messages] if is_chat else []
     is_text = contents and all(isinstance(content, str) and content.strip() for content in contents)
     if not is_text or messages[-1].get("role") != "user":
-        raise ValueError("column problem, question or prompt needs text, or messages that end with a user's")
+        raise ValueError("column problem, question or prompt needs text, or messages, the last from a user")
     return messages
 
 
 def read_answer(row):
-    """Returns a row's answer, else reward_model.ground_truth (verl), else solution. ValueError if none."""
+    """Returns a row's first of answer, reward_model.ground_truth (verl) and solution. ValueError if none."""
     verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
     values = (row.get("answer"), verl, row.get("solution"))
     value = next((value for value in values if value is not None), None)
@@ -315,7 +316,7 @@ def read_answer(row):
 
 
 def clean_answer(text):
-    """Returns the answer in a solution: the text after ####, of that the last box, without $ around it."""
+    """Returns the answer in a solution: the last box after ####, or the text there, without $ around it."""
     text = text.rpartition("####")[2]
     boxed = last_boxed(text)
     text = text.strip() if boxed is None else boxed
@@ -330,7 +331,7 @@ def bare_number(text):
 
 
 def check_answers(answers, split):
-    """Prints how many answers earn no accuracy, even as they are in a box. ValueError if none does."""
+    """Prints how many answers earn no accuracy even if a box repeats them. ValueError if all are such."""
     unreachable = [answer for answer in answers if not accuracy(rf"\boxed{{{answer}}}", answer)]
     if len(unreachable) == len(answers):
         raise ValueError(f"no answer of split {split} earns accuracy in a box; the first is {answers[0]!r}")
@@ -360,7 +361,7 @@ def turn_end(tokenizer):
     """
     Returns the id of the special token that ends a turn in the chat template, or None.
 
-    It must end responses, too. The generation settings of a base model do not list it.
+    This token must end responses, too, but the generation settings of a base model do not list it.
     """
     if not tokenizer.chat_template:
         return None

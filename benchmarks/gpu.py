@@ -137,7 +137,7 @@ def within(numbers, tolerances):
 
 
 def compare_with_cpu(device, data, flags, scratch):
-    """Part 1. Rows: the differences in step 1, and the hypervolume at steps 0 and 10. flags: of toy sizes."""
+    """Part 1. Rows: the differences in step 1, and the hypervolume at steps 0 and 10. flags: toy sizes."""
     yield ["script", "weighting", *TOLERANCES, "hypervolume at steps 0 and 10", "passed"]
     yield ["tolerance", "", *TOLERANCES.values(), "any" if flags else "must grow", ""]
     algorithms = ["grpo"] if flags else ALGORITHMS
@@ -161,8 +161,8 @@ def compare_with_cpu(device, data, flags, scratch):
 
 def random_models(shape, device, folder):
     """
-    Returns a context in which all models are random ones of this shape, created on the device and not saved.
-    Writes the config and the embedded tokenizer to `folder`.
+    Returns a context in which loading a model creates a random one of this shape on the device, and saving a
+    model does nothing. Writes the config and the embedded tokenizer to `folder`.
     """
     hidden, intermediate, layers, heads, kv_heads = shape
     is_toy = hidden <= 64
@@ -201,7 +201,7 @@ def free_memory(device):
 
 
 def with_short_evaluations(script):
-    """Changes `script` so that evaluations are cut off at 8 tokens: they are not measured. Returns it."""
+    """Cuts off evaluations of `script` at 8 tokens, because they are not measured. Returns the script."""
     evaluate = script.evaluate
 
     def evaluate_briefly(*inputs):
@@ -380,7 +380,7 @@ def run_part(part, device, is_toy):
                     rule = "\n|" + " --- |" * len(row) if i == 0 else ""
                     print(markdown_row(row) + rule, flush=True)
                     is_right &= row[-1] != "NO"
-            except (Exception, SystemExit) as error:  # The other tables are still worth having.
+            except (Exception, SystemExit) as error:  # The other tables are still printed.
                 print(markdown_row([f"failed: {type(error).__name__}: {error}", "NO"]), flush=True)
                 is_right = False
     print(f"\nTook {time.perf_counter() - began:.0f} s", flush=True)

@@ -5,7 +5,7 @@ Times the ways of transformers to generate the responses of a step.
 
 The embedded model samples 128 responses of at most 96 tokens to 16 prompts. Another model, such as that of
 benchmarks/smollm2.py, samples 16 responses of at most 48 tokens to 2 prompts. Each number is the median of 5
-calls, after a first one that does not count. The ways sample different responses from the same seed, so
+calls, without a first call that does not count. The ways sample different responses from the same seed, so
 compare their tokens a second, not their seconds.
 """
 
@@ -37,7 +37,7 @@ TITLES = ["way", "seconds", "tokens", "tokens a second"]
 
 
 def segments(model, prompts, limit, sample=True):
-    """The rollouts of the training scripts: `generate` in segments, after which finished responses leave."""
+    """The rollouts of the training scripts. Finished responses leave the batch after each segment."""
     batch = grpo_dynw.rollout(model, NoTexts, prompts, 1, limit, len(prompts), sample)
     responses = batch["ids"][:, -batch["mask"].shape[1] :]
     return [ids[mask].tolist() for ids, mask in zip(responses, batch["mask"])]

@@ -41,7 +41,7 @@ PHASES = ["rollout", "reward", "probe", "update"]
 
 
 def make_data(folder):
-    """Writes the embedded data with small validation and test splits: evaluations are not measured."""
+    """Writes the embedded data with small validation and test splits, as evaluations are not measured."""
     folder.mkdir()
     for split, size in (("train", 1000), ("validation", 8), ("test", 8)):
         lines = (ROOT / f"tiny/data/{split}.jsonl").read_text().splitlines(keepends=True)

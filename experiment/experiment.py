@@ -1,8 +1,8 @@
 """
-The runs that test whether dynamic weighting wins. Their results are stored in experiment/results.csv.
+Runs the training scripts with all weightings and writes the results to experiment/results.csv.
 
     python experiment/experiment.py                      main study: 6 weightings, 3 algorithms, 5 seeds
-    python experiment/experiment.py --study ablations    the other studies are learning-rate and control
+    python experiment/experiment.py --study ablations    or --study learning-rate, --study control
     python experiment/experiment.py --task mine --model FOLDER --dataset FOLDER --learning-rate 1e-6
 
 Each run starts one of the training scripts on one core. Two runs proceed at a time. A run that is already in
@@ -12,7 +12,7 @@ runs that the CSV has so far. 30 runs take about 70 minutes on two otherwise idl
 does not list are passed on to the training scripts.
 
 The learning rate was chosen first, on balanced weights alone: --study learning-rate, seed 0, by the final
-hypervolume. Weightings are compared on seeds 4 to 8. Seeds 1 to 3 serve the ablations and the development of
+hypervolume. Weightings are compared on seeds 4 to 8. Seeds 1 to 3 are for the ablations and for developing
 --weighting nash.
 """
 

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT))
 from compare import COLOURS, STYLE, draw_panel, read_metrics, read_run, styles  # noqa: E402
 
 WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
-LINE_STYLES = ["--", ":", "-"]  # of the weightings, in the upper panels
+LINE_STYLES = ["--", ":", "-"]  # of WEIGHTINGS, in the upper panels
 
 
 def smooth(values, width=5):
-    """Means over `width` values on either side. There are fewer of them at both ends."""
+    """Means of each value and up to `width` values on either side of it."""
     windows = (values[max(0, i - width) : i + width + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 

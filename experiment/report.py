@@ -67,13 +67,13 @@ INTRODUCTION = """\
 - A number is the mean over seeds ± half the width of its 95% confidence interval.
 - Performance is that of greedy responses on the test split. Accuracy, length (in tokens) and clarity are
   those of the last evaluation.
-- The hypervolume is that of all evaluations of a run, measured from the worst corner. "Of the last point" is
-  the hypervolume of the last evaluation alone.
+- The hypervolume is that of all evaluations of a run, with reference point 0. "Of the last point" is the
+  hypervolume of the last evaluation alone.
 - The area is the mean over the steps of the hypervolume so far. It is the main measure.
-- The front of a run consists of its Pareto-optimal evaluations. "Mean over the front" is their mean
-  performance over all objectives. "Mean step of the front" is the mean of their steps.
-- "Steps to 95%" is the first step at which a run has 95% of the final hypervolume of the best fixed weighting
-  with the same algorithm and seed. The table has the median of the runs that get there, and their number.
+- The front of a run consists of its Pareto-optimal evaluations. "Mean over the front" is the mean of their
+  performances in all objectives. "Mean step of the front" is the mean of their steps.
+- "Steps to 95%" is the first step at which a run has 95% of the final hypervolume that the algorithm's best
+  fixed weights have with the same seed. The table has the median of the runs that reach it, and their number.
 - Comparisons are paired by seed. p is that of a t-test. Holm's correction covers all comparisons of a task. A
   difference is significant if the corrected p is below 0.05."""
 
@@ -103,7 +103,7 @@ def measure(run):
 
 
 def measure_all(evaluations):
-    """A frame with one row for each run: keys, measures, and `steps_to_95`, nan if a run misses the goal."""
+    """A frame with one row for each run: keys, measures, and `steps_to_95` (nan if not reached)."""
     groups = evaluations.groupby(KEYS, sort=False)
     runs = pandas.DataFrame({**dict(zip(KEYS, key)), **measure(run)} for key, run in groups)
     runs["steps_to_95"] = np.nan
@@ -190,7 +190,7 @@ def ablation_table(runs):
 
 
 def comparison_table(runs):
-    """The area of each dynamic weighting minus that of each fixed one, paired by seed. None without pairs."""
+    """The area of each dynamic weighting minus that of each of FIXED, paired by seed. None without pairs."""
     pairs = []
     for algorithm, group in runs.groupby("algorithm", sort=False):
         areas = group.pivot(index="seed", columns="variant", values="area")
@@ -271,7 +271,7 @@ def draw_volumes(runs, variants):
 
 
 def draw_fronts(evaluations, algorithms, variants):
-    """Mean Pareto fronts of each pair of objectives, as far as those of all seeds reach. Rows: algorithms."""
+    """Mean Pareto fronts in each pair of objectives, where all seeds have a front. Rows: algorithms."""
     figure = Figure(figsize=(13, 3.8 * len(algorithms)), layout="constrained")
     for panels, algorithm in zip(figure.subplots(len(algorithms), 3, squeeze=False), algorithms):
         subset = evaluations[evaluations["algorithm"] == algorithm]
@@ -352,7 +352,7 @@ def learning_rate_section(runs):
 
 
 def report(evaluations, figures):
-    """All tables as Markdown. figures: a pair (file name, caption) for each picture, the volumes first."""
+    """All tables as Markdown. figures: pairs (file name, caption). The first is that of the hypervolumes."""
     runs = measure_all(evaluations)
     short_runs = measure_all(evaluations[evaluations["step"] <= ABLATION_STEPS])
     comparable = measure_all(comparable_evaluations(evaluations))

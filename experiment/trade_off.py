@@ -1,5 +1,5 @@
 """
-Where the embedded model starts, and where six fixed weightings take it: are the objectives in conflict?
+Shows whether the objectives conflict: the embedded model before and after training with six fixed weightings.
 
     python experiment/trade_off.py
 
@@ -75,7 +75,7 @@ def spread(values, digits):
 
 
 def final_table(runs):
-    """The last evaluations as a table, and the names of those that no other dominates. runs: {name: list}."""
+    """A table of the last evaluations, and which weightings are not dominated. runs: {name: list of runs}."""
     points = {
         name: np.array([run["points"][-1] for run in seeds]) for name, seeds in runs.items()
     }  # (seeds, K)

@@ -1,5 +1,5 @@
 """
-Why the weightings end where they do: what weights can change, and what gradient-based weighting responds to.
+Measures in which groups weights have an effect, and the gradients that gradient-based weighting compares.
 
     python experiment/why.py           trains 6 models with grpo_dynw.py, two at a time, in about 25 minutes,
                                        and writes experiment/why.csv and experiment/why.png
@@ -97,7 +97,7 @@ def run_script(flags):
 
 
 def train(case):
-    """Trains a case ((weighting, flags), seed) in this process. Returns the rows of the CSV, one a step."""
+    """Trains a case ((weighting, flags), seed) in this process. Returns a row of the CSV for each step."""
     (weighting, flags), seed = case
     flags = [
         "--weighting",

@@ -164,19 +164,20 @@ def test_log_probabilities_in_a_batch_are_those_of_each_sequence_alone(script, k
     """
     model, batch = rollouts(script, kind, tokenizer)
     model = model.double()
-    whole = script.token_logprobs(model, batch)
+    all_logprobs = script.token_logprobs(model, batch)
     for i, prompt in enumerate(PROMPTS):
         n = int(batch["lengths"][i])
         response = batch["ids"][i, max(map(len, PROMPTS)) :][:n]
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1]
         expected = torch.log(torch.softmax(logits, -1))[torch.arange(n), response]
-        torch.testing.assert_close(whole[i, :n].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(all_logprobs[i, :n].double(), expected, rtol=0, atol=1e-5)
     for size in (1, 4, 6):
         for rows in torch.tensor([5, 1, 2, 0, 3]).split(size):
             micro = script.micro_batch(batch, rows)
-            part, mask = script.token_logprobs(model, micro), micro["mask"]
-            torch.testing.assert_close(part[mask], whole[rows][:, : mask.shape[1]][mask], rtol=0, atol=1e-5)
+            logprobs, mask = script.token_logprobs(model, micro), micro["mask"]
+            expected = all_logprobs[rows][:, : mask.shape[1]]
+            torch.testing.assert_close(logprobs[mask], expected[mask], rtol=0, atol=1e-5)
 
 
 @shared
@@ -379,8 +380,8 @@ def test_the_gram_matrix_equals_that_of_separate_passes(
     gram, old = script.gram_matrix(model, probed, batch, micros, A.to(dtype), batch["lengths"].sum())
     assert (gram - expected).norm() / expected.norm() <= tolerance
     with torch.no_grad():
-        whole = script.token_logprobs(model, batch)
-    torch.testing.assert_close(old[batch["mask"]], whole[batch["mask"]])
+        all_logprobs = script.token_logprobs(model, batch)
+    torch.testing.assert_close(old[batch["mask"]], all_logprobs[batch["mask"]])
     assert not old.requires_grad and all(p.requires_grad and p.grad is None for p in model.parameters())
 
 

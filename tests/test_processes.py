@@ -59,7 +59,7 @@ def largest_difference(one, other):
     assert a.keys() == b.keys()
     for name in a:
         # c_attn.bias joins the biases of GPT-2's queries, keys and values. Leave out that of the keys: it
-        # does not change the softmax. So its gradient is a rounding error, which AdamW scales up to a whole step.
+        # does not change the softmax, so its gradient is a rounding error, which AdamW scales to whole steps.
         if name.endswith("c_attn.bias"):
             for weights in (a, b):
                 weights[name] = torch.cat([weights[name].chunk(3)[i] for i in (0, 2)])

@@ -83,15 +83,15 @@ def assert_same(one, other):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_resumed_run_gives_the_results_of_an_uninterrupted_run(runs, script, weighting, kind):
     names = "whole", kind, f"{kind}-copy"
-    whole, resumed, interrupted = folders = [runs / f"{script}-{weighting}-{name}" for name in names]
-    lines = [without_times(read_lines(folder / "metrics.jsonl")) for folder in folders]
+    whole, resumed, interrupted = paths = [runs / f"{script}-{weighting}-{name}" for name in names]
+    lines = [without_times(read_lines(path / "metrics.jsonl")) for path in paths]
     assert [line["step"] for line in lines[0]] == [0, 1, 2, 3, 4, 5]
     assert lines[0] == lines[1]
     expected, weights = weights_of(whole), weights_of(resumed)
     assert expected.keys() == weights.keys()
     assert all(torch.equal(expected[name], weights[name]) for name in expected)
     assert (whole / "completions.jsonl").read_text() == (resumed / "completions.jsonl").read_text()
-    checkpoints = [torch.load(folder / "checkpoint.pt", weights_only=True) for folder in folders]
+    checkpoints = [torch.load(path / "checkpoint.pt", weights_only=True) for path in paths]
     for checkpoint in checkpoints:
         del checkpoint["args"]
     assert checkpoints[0]["state"]["step"] == 4
@@ -159,8 +159,14 @@ REFUSED = {
         lambda folder: torch.save({"algorithm": "grpo", "step": 1}, folder / "checkpoint.pt"),
         [],
     ),
-    "another algorithm": (lambda folder: change_checkpoint(folder, origin=["rloo", 1]), []),
-    "another number of processes": (lambda folder: change_checkpoint(folder, origin=["grpo", 2]), []),
+    "another algorithm": (
+        lambda folder: change_checkpoint(folder, origin="rloo_dynw.py with 1 processes"),
+        [],
+    ),
+    "another number of processes": (
+        lambda folder: change_checkpoint(folder, origin="grpo_dynw.py with 2 processes"),
+        [],
+    ),
     "fewer steps than taken": (lambda folder: None, ["--steps", "1"]),
     "more steps of a decaying learning rate": (
         lambda folder: change_checkpoint(

@@ -1,4 +1,4 @@
-"""Whole runs of the scripts, on tiny random models: what is trained, written, refused."""
+"""Whole runs of the scripts on tiny random models: training, output files and input errors."""
 
 import importlib
 import json
@@ -18,58 +18,84 @@ import compare
 import hypervolume
 import rewards
 
-WEIGHTINGS = ["fixed", "hypervolume", "gradient"]
-SUMMARY = compare.summary  # with the pictures, which the runs of these tests are made without
+WEIGHTINGS = ["fixed", "hypervolume", "gradient", "nash"]
+SUMMARY = compare.summary  # The fixture run_script replaces it, so that no pictures are drawn.
 
 
-# What a run writes
+def change_loss(script, monkeypatch, factor):
+    """Multiplies the policy loss of a script by a factor."""
+    policy_loss = script.policy_loss
+
+    def changed(*args):
+        loss, is_clipped = policy_loss(*args)
+        return loss * factor, is_clipped
+
+    monkeypatch.setattr(script, "policy_loss", changed)
+
+
+def change_gram_matrix(script, monkeypatch, factor):
+    """Multiplies the Gram matrix of a script by a factor."""
+    gram_matrix = script.gram_matrix
+
+    def changed(*args):
+        gram, old_logprobs = gram_matrix(*args)
+        return gram * factor, old_logprobs
+
+    monkeypatch.setattr(script, "gram_matrix", changed)
+
+
+def weights_in(line):
+    """Returns the weights of the three objectives in a line of the metrics."""
+    return [line[f"weights/{name}"] for name in rewards.OBJECTIVES]
+
+
+def influences_in(line):
+    """Returns the influences (K,) of the three objectives in a line of the metrics."""
+    return torch.tensor([line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64)
+
+
+# The output of a run
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_a_run_changes_every_parameter_and_writes_what_it_says(
+def test_a_run_changes_every_parameter_and_writes_all_files_and_metrics(
     run, script, folders, weighting, model, monkeypatch, capsys
 ):
     has_pictures = (weighting, model, script.__name__) == ("gradient", "qwen3", "grpo_dynw")
     if has_pictures:
         monkeypatch.setattr(compare, "summary", SUMMARY)
     metrics, folder = run("--weighting", weighting, "--weight-decay", "0", model=model)
-    before, after = load_file(folders[model] / "model.safetensors"), weights_of(folder)
-    assert before.keys() == after.keys()
-    assert [name for name in before if torch.equal(before[name], after[name])] == []
-    written = ["args.json", "completions.jsonl", "metrics.jsonl", "model"]
-    written += ["curves.png", "fronts.png"] if has_pictures else []
-    assert sorted(path.name for path in folder.iterdir()) == sorted(written)
-    both = folders[model], folder / "model"
-    settings = [json.loads((path / "generation_config.json").read_text()) for path in both]
+    initial, final = load_file(folders[model] / "model.safetensors"), weights_of(folder)
+    assert initial.keys() == final.keys()
+    assert [name for name in initial if torch.equal(initial[name], final[name])] == []
+    files = ["args.json", "completions.jsonl", "metrics.jsonl", "model"]
+    files += ["curves.png", "fronts.png"] if has_pictures else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files)
+    paths = folders[model], folder / "model"
+    settings = [json.loads((path / "generation_config.json").read_text()) for path in paths]
     assert settings[0] == settings[1] and settings[0]["top_k"] == 2
-    # All metrics, and no others
+
+    # The metrics are exactly these. Keys with {} exist once per objective.
     names = list(rewards.OBJECTIVES)
-    measured = {"performance/{}", "completions/mean_length", "completions/clipped_ratio"}
-    initial = {"time/validate", "eval/hypervolume", *(f"eval/{key}" for key in measured)}
-    initial |= {f"val/{key}" for key in measured} if weighting == "hypervolume" else set()
-    trained = {
-        "reward",
-        "rewards/{}/mean",
-        "rewards/{}/frac_zero_std",
-        "weights/{}",
-        "r_pareto",
-        "learning_rate",
-    }
-    trained |= {"loss", "clip_fraction", "grad_norm", "completions/mean_length", "completions/clipped_ratio"}
-    trained |= {"time/rollout", "time/reward", "time/probe", "time/update"} | (
-        set() if "rloo" in script.__name__ else {"kl"}
-    )
-    trained |= {"fixed": set(), "hypervolume": {"delta_hv"}, "gradient": {"influence/{}"}}[weighting]
-    for step, (line, wanted) in enumerate(
-        zip(metrics, [initial, initial | trained, initial | trained], strict=True)
-    ):
-        assert line.keys() == {"step"} | {key.format(name) for key in wanted for name in names}
+    rollouts = {"completions/mean_length", "completions/clipped_ratio"}
+    evaluation = {"performance/{}", *rollouts}
+    evaluated = {"time/validate", "eval/hypervolume", *(f"eval/{key}" for key in evaluation)}
+    evaluated |= {f"val/{key}" for key in evaluation} if weighting == "hypervolume" else set()
+    trained = {"reward", "rewards/{}/mean", "rewards/{}/frac_zero_std", "weights/{}", "r_pareto"}
+    trained |= {"learning_rate", "loss", "clip_fraction", "grad_norm", *rollouts}
+    trained |= {"time/rollout", "time/reward", "time/probe", "time/update"}
+    trained |= set() if "rloo" in script.__name__ else {"kl"}
+    trained |= {"hypervolume": {"delta_hv"}, "gradient": {"influence/{}"}}.get(weighting, set())
+    keys_of_steps = [evaluated, evaluated | trained, evaluated | trained]
+    for step, (line, keys) in enumerate(zip(metrics, keys_of_steps, strict=True)):
+        assert line.keys() == {"step"} | {key.format(name) for key in keys for name in names}
         assert line["step"] == step and all(math.isfinite(value) for value in line.values())
     for line in metrics[1:]:
         assert sum(line[f"weights/{name}"] for name in names) == pytest.approx(1, abs=1e-9)
-    moved = [metrics[-1][f"weights/{name}"] != 1 / 3 for name in names]
-    assert all(moved) if weighting == "gradient" else not any(moved)
+    has_changed = [metrics[-1][f"weights/{name}"] != 1 / 3 for name in names]
+    assert all(has_changed) if weighting in ("gradient", "nash") else not any(has_changed)
+
     args = json.loads((folder / "args.json").read_text())
     assert args["weighting"] == weighting and args["algorithm"] == script.__name__.removesuffix("_dynw")
     assert args["torch"] == torch.__version__ and args["mu"] == 10 * args["learning_rate"] == 0.01
@@ -78,31 +104,32 @@ def test_a_run_changes_every_parameter_and_writes_what_it_says(
     assert "initial model" in out and "after step 2" in out and str(folder) in out
 
 
-def test_copies_of_three_files_are_a_working_program(folders, tmp_path):
-    """Without compare.py there are no pictures, and a line says so."""
-    started = []
+def test_a_script_runs_with_only_hypervolume_and_rewards_beside_it(folders, tmp_path):
+    """Without compare.py, it draws no pictures and prints a line about that."""
+    processes = []
     for name in SCRIPTS:
-        elsewhere = tmp_path / name
-        elsewhere.mkdir()
+        folder = tmp_path / name
+        folder.mkdir()
         for file in (f"{name}.py", "hypervolume.py", "rewards.py"):
-            shutil.copy(ROOT / file, elsewhere)
-        line = [sys.executable, f"{name}.py", *SMALL, "--steps", "1", "--weighting", "gradient"]
-        line += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", "run"]
-        started.append(
-            subprocess.Popen(line, cwd=elsewhere, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        )
-    for name, process in zip(SCRIPTS, started):
+            shutil.copy(ROOT / file, folder)
+        command = [sys.executable, f"{name}.py", *SMALL, "--steps", "1", "--weighting", "gradient"]
+        command += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", "run"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, cwd=folder, text=True, **pipes))
+    for name, process in zip(SCRIPTS, processes):
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0 and "Traceback" not in err, err
-        [_, about_pictures, about_the_rest] = out.splitlines()  # the first tells what was read
-        assert "No pictures" in about_pictures and "compare.py" in about_pictures and "run" in about_the_rest
-        written = {path.name for path in (tmp_path / name / "run").iterdir()}
-        assert written == {"args.json", "completions.jsonl", "metrics.jsonl", "model"}
+        [_, pictures_line, folder_line] = out.splitlines()  # The first line is about the dataset.
+        assert "No pictures" in pictures_line and "compare.py" in pictures_line and "run" in folder_line
+        files = {path.name for path in (tmp_path / name / "run").iterdir()}
+        assert files == {"args.json", "completions.jsonl", "metrics.jsonl", "model"}
         assert len(compare.read_metrics(tmp_path / name / "run")) == 2
 
 
-@pytest.mark.parametrize("script, weighting", list(zip(SCRIPTS, WEIGHTINGS)), indirect=["script"])
-def test_two_runs_of_one_seed_agree_bit_for_bit(run, weighting):
+@pytest.mark.parametrize(
+    "script, weighting", list(zip([*SCRIPTS, "grpo_dynw"], WEIGHTINGS)), indirect=["script"]
+)
+def test_two_runs_with_the_same_seed_are_equal_bit_for_bit(run, weighting):
     one, folder_one = run("--weighting", weighting, name="one")
     two, folder_two = run("--weighting", weighting, name="two")
     other, _ = run("--weighting", weighting, "--seed", "2", name="other")
@@ -112,7 +139,7 @@ def test_two_runs_of_one_seed_agree_bit_for_bit(run, weighting):
 
 
 @shared
-def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, folders, tokenizer):
+def test_evaluations_can_be_recomputed_from_the_completions(run, folders, tokenizer):
     metrics, folder = run("--steps", "1")
     samples, problems = read_lines(folder / "completions.jsonl"), read_lines(folders["data"] / "test.jsonl")
     keys = {"prompt", "response", "answer", "length", "cut_off", "performance"}
@@ -127,9 +154,8 @@ def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, 
     length = sum(s["length"] for s in samples) / 6
     assert last["completions/mean_length"] == pytest.approx(length)
     assert last["performance/conciseness"] == pytest.approx(1 - length / 12)
-    assert [s["performance"]["conciseness"] for s in samples] == pytest.approx(
-        [1 - s["length"] / 12 for s in samples]
-    )
+    for sample in samples:
+        assert sample["performance"]["conciseness"] == pytest.approx(1 - sample["length"] / 12)
     assert last["completions/clipped_ratio"] == sum(s["cut_off"] for s in samples) / 6
     assert all(s["length"] == 12 for s in samples if s["cut_off"])
     points = [[line[f"eval/performance/{name}"] for name in rewards.OBJECTIVES] for line in metrics]
@@ -138,17 +164,16 @@ def test_evaluations_are_greedy_and_can_be_recomputed_from_the_completions(run, 
 
 
 @shared
-def test_steps_that_are_evaluated(run):
+def test_evaluations_are_made_every_few_steps_and_at_the_end(run):
     metrics, _ = run("--steps", "5", "--eval-every", "2")
     assert [line["step"] for line in metrics if "eval/hypervolume" in line] == [0, 2, 4, 5]
     metrics, folder = run("--steps", "0", name="none")
-    assert (
-        [line["step"] for line in metrics] == [0] and "loss" not in metrics[0] and (folder / "model").exists()
-    )
+    assert [line["step"] for line in metrics] == [0] and "loss" not in metrics[0]
+    assert (folder / "model").exists()
 
 
 @shared
-def test_own_objectives_by_name(run):
+def test_an_objective_can_be_added(run):
     @rewards.objective
     def evenness(response, **_):
         return float(len(response) % 2 == 0)
@@ -159,33 +184,21 @@ def test_own_objectives_by_name(run):
 
 
 @shared
-def test_an_objective_of_any_name_overwrites_nothing(run, folders):
-    """Each is as much as it says, and nothing that an evaluation notes beside it. Points go by the right objective."""
-    names = [
-        "length",
-        "prompt",
-        "response",
-        "answer",
-        "cut_off",
-        "mean_length",
-        "hypervolume",
-        "clipped_ratio",
-    ]
+def test_the_name_of_an_objective_may_be_that_of_another_entry(run, folders):
+    """All entries of metrics and completions keep their values, and compare.py reads the right ones."""
+    names = ["length", "prompt", "response", "answer", "cut_off"]
+    names += ["mean_length", "hypervolume", "clipped_ratio"]
     values = {name: i / 16 for i, name in enumerate(names, 1)}
     for name, value in values.items():
         rewards.OBJECTIVES[name] = lambda value=value, **_: value
-    weights = [1 / len(names)] * len(names)
-    metrics, folder = run(
-        "--steps", "1", "--weighting", "hypervolume", "--objectives", *names, "--weights", *weights
-    )
+    flags = ["--steps", "1", "--weighting", "hypervolume"]
+    flags += ["--objectives", *names, "--weights", *[1 / len(names)] * len(names)]
+    metrics, folder = run(*flags)
     problems = read_lines(folders["data"] / "test.jsonl")
     for sample, problem in zip(read_lines(folder / "completions.jsonl"), problems, strict=True):
         assert problem["problem"] in sample["prompt"] and sample["answer"] == problem["answer"]
-        assert (
-            isinstance(sample["response"], str)
-            and type(sample["length"]) is int
-            and type(sample["cut_off"]) is bool
-        )
+        assert isinstance(sample["response"], str)
+        assert type(sample["length"]) is int and type(sample["cut_off"]) is bool
         assert sample["performance"] == values
     for line in metrics:
         for prefix in ("eval", "val"):
@@ -193,47 +206,37 @@ def test_an_objective_of_any_name_overwrites_nothing(run, folders):
             assert {name: line[f"{prefix}/performance/{name}"] for name in names} == values
         assert line["eval/hypervolume"] == pytest.approx(math.prod(values.values()))
     assert {name: metrics[1][f"rewards/{name}/mean"] for name in names} == values
-    read = compare.read_run(folder)
-    assert read["objectives"] == names and read["points"].tolist() == [list(values.values())] * 2
+    results = compare.read_run(folder)
+    assert results["objectives"] == names and results["points"].tolist() == [list(values.values())] * 2
 
 
 @shared
-def test_metrics_are_json_though_one_is_not_a_number(run, script, monkeypatch):
-    """As is the gradient, whose update is skipped, and the influence of an objective, which leaves the weights."""
-    function, probe = script.policy_loss, script.gram_matrix
-    monkeypatch.setattr(
-        script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1])
-    )
-    monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.inf, probe(*args)[1]))
+def test_metrics_that_are_not_finite_are_written_as_null(run, script, monkeypatch):
+    """Here, the loss and the Gram matrix are not finite. JSON has no NaN and no infinity."""
+    change_loss(script, monkeypatch, math.nan)
+    change_gram_matrix(script, monkeypatch, math.inf)
     _, folder = run("--weighting", "gradient")
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    lines = [
-        json.loads(line, parse_constant=refuse)
-        for line in (folder / "metrics.jsonl").read_text().splitlines()
-    ]
+    text = (folder / "metrics.jsonl").read_text()
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    influences = {f"influence/{name}" for name in rewards.OBJECTIVES}
     for line in lines[1:]:
-        assert {key for key, value in line.items() if value is None} == {
-            "loss", "grad_norm", *(f"influence/{name}" for name in rewards.OBJECTIVES),
-        }  # fmt: skip
+        assert {key for key, value in line.items() if value is None} == {"loss", "grad_norm", *influences}
     assert None not in lines[0].values()
 
 
 @shared
-def test_of_two_runs_into_one_folder_the_second_is_refused(run, script, monkeypatch, capsys):
-    """Before it loads a model; or after that, if the other makes its folder meanwhile."""
+def test_a_run_into_the_folder_of_another_run_is_refused(run, script, monkeypatch, capsys):
+    """It is refused before it loads a model, or later if the other run makes its folder in the meantime."""
     _, first = run("--steps", "1")
-    before, loaded = all_files(first), spy(monkeypatch, script, "load_model")
+    files, loads = all_files(first), spy(monkeypatch, script, "load_model")
     with pytest.raises(SystemExit) as stop:
         run("--steps", "1", "--seed", "2")
-    assert (
-        stop.value.code == 2
-        and str(first) in capsys.readouterr().err
-        and all_files(first) == before
-        and not loaded
-    )
+    assert stop.value.code == 2 and str(first) in capsys.readouterr().err
+    assert all_files(first) == files and not loads
     load, other = script.load_model, first.with_name("other")
     monkeypatch.setattr(script, "load_model", lambda *args: (other.mkdir(exist_ok=True), load(*args))[1])
     with pytest.raises(SystemExit) as stop:
@@ -242,11 +245,12 @@ def test_of_two_runs_into_one_folder_the_second_is_refused(run, script, monkeypa
 
 
 @shared
-def test_runs_that_start_at_once_have_folders_of_their_own(run, folders, main, script, monkeypatch, tmp_path):
+def test_runs_that_start_in_the_same_second_get_different_folders(
+    run, folders, main, script, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        script, "strftime", lambda pattern: time.strftime(pattern, (2026, 1, 2, 3, 4, 5, 0, 1, 0))
-    )
+    now = (2026, 1, 2, 3, 4, 5, 0, 1, 0)
+    monkeypatch.setattr(script, "strftime", lambda pattern: time.strftime(pattern, now))
     for pid in (123, 124):
         monkeypatch.setattr(script.os, "getpid", lambda pid=pid: pid)
         main(script, *SMALL, "--steps", "0", "--model", folders["qwen3"], "--dataset", folders["data"])
@@ -254,27 +258,25 @@ def test_runs_that_start_at_once_have_folders_of_their_own(run, folders, main, s
     assert len(names) == 2 and all(name.startswith("grpo-fixed-20260102-030405") for name in names)
 
 
-# All scripts
+# Comparisons of the scripts
 
 
 def without_kl(script):
-    """The flag that leaves the KL term out, where there is one."""
+    """Returns the flags that remove the KL penalty from the loss of a script, if it has one."""
     return ["--kl-coefficient", "0"] if hasattr(script, "kl_penalty") else []
 
 
-def in_turn(run_script, *flags):
-    """The metrics and final weights of a run of each script, in turn."""
-    for name in SCRIPTS:
-        script = importlib.import_module(name)
-        yield run_script(script, *flags, *without_kl(script), name=name)
+def run_each_script(run_script, *flags):
+    """Runs each script without the KL penalty. Returns the metrics and the folder of each run."""
+    scripts = [importlib.import_module(name) for name in SCRIPTS]
+    return [run_script(script, *flags, *without_kl(script), name=script.__name__) for script in scripts]
 
 
 def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_script, sgd, monkeypatch):
     for name in SCRIPTS:
-        monkeypatch.setattr(
-            importlib.import_module(name), "advantage", lambda r, lengths, args: r - lengths / 10
-        )
-    runs = list(in_turn(run_script, "--steps", "1", "--weighting", "gradient"))
+        script = importlib.import_module(name)
+        monkeypatch.setattr(script, "advantage", lambda r, lengths, args: r - lengths / 10)
+    runs = run_each_script(run_script, "--steps", "1", "--weighting", "gradient")
     first = weights_of(runs[0][1])
     for metrics, folder in runs[1:]:
         other = weights_of(folder)
@@ -282,36 +284,33 @@ def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_s
         assert metrics[1]["loss"] == runs[0][0][1]["loss"]
 
 
-def test_one_seed_gives_all_scripts_the_same_first_rollouts(run_script):
-    runs = [metrics[1] for metrics, _ in in_turn(run_script, "--steps", "1", "--learning-rate", "1e-9")]
-    for name in (
-        "rewards/accuracy/mean",
-        "rewards/clarity/mean",
-        "completions/mean_length",
-        "eval/hypervolume",
-    ):
-        assert len({line[name] for line in runs}) == 1
-    assert len({line["grad_norm"] for line in runs}) == len(SCRIPTS)
+def test_with_the_same_seed_all_scripts_have_the_same_first_rollouts(run_script):
+    runs = run_each_script(run_script, "--steps", "1", "--learning-rate", "1e-9")
+    lines = [metrics[1] for metrics, _ in runs]
+    keys = ["rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length", "eval/hypervolume"]
+    for key in keys:
+        assert len({line[key] for line in lines}) == 1
+    assert len({line["grad_norm"] for line in lines}) == len(SCRIPTS)
 
 
-# Rewards and advantages in the loop
+# Rewards, advantages and policy updates in the main loop
 
 
 @shared
-def test_conciseness_compares_with_the_mean_over_all_training_rollouts_so_far(run, monkeypatch):
+def test_the_mean_length_is_that_of_all_training_rollouts_so_far(run, monkeypatch):
     calls = spy(monkeypatch, rewards, "score")
     run("--steps", "3", "--eval-every", "3")
-    lengths, training = [], [args for args, _ in calls if len(args[1]) == 16]
-    assert len(training) == 3
-    for _, _, _, batch, mean_length, *_ in training:
-        lengths += batch
-        assert mean_length == pytest.approx(sum(lengths) / len(lengths))
+    all_lengths, arguments = [], [args for args, _ in calls if len(args[1]) == 16]
+    assert len(arguments) == 3
+    for _, _, _, lengths, mean_length, *_ in arguments:
+        all_lengths += lengths
+        assert mean_length == pytest.approx(sum(all_lengths) / len(all_lengths))
 
 
 def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, script, monkeypatch):
     """
-    Advantages of GRPO and RLOO have mean 0 over the responses of a group, but not over their tokens: the loss is small,
-    not 0. Those of REINFORCE++ have mean 0 over the tokens.
+    The advantages of GRPO and RLOO have mean 0 over the responses of a group, but not over their tokens. So
+    the loss is small, but not 0. The advantages of REINFORCE++ have mean 0 over the tokens.
     """
     losses, batches = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, script, "micro_batch")
     metrics, _ = run("--steps", "1", "--micro-batch-size", "16", *without_kl(script))
@@ -324,21 +323,19 @@ def test_the_loss_at_ratio_one_is_minus_the_mean_advantage_of_the_tokens(run, sc
 
 @shared
 @pytest.mark.parametrize("weighting", ["fixed", "gradient"])
-def test_an_update_takes_its_share_of_the_problems_alike_lengths_together(
-    run, script, monkeypatch, weighting
-):
+def test_each_update_has_its_share_of_the_responses_sorted_by_length(run, script, monkeypatch, weighting):
     losses, batches = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, script, "micro_batch")
     flags = ["--updates-per-step", "2", "--micro-batch-size", "3", "--weighting", weighting]
     metrics, _ = run("--steps", "1", "--learning-rate", "0.01", *flags, *without_kl(script))
-    assert len(losses) == 6 and len(batches) == 12  # the first six before the updates
+    assert len(losses) == 6 and len(batches) == 12  # The first six are for the old log-probabilities.
     for part in (batches[:6], batches[6:]):
-        for half, expected in ((part[:3], range(8)), (part[3:], range(8, 16))):
-            rows = [args[1].tolist() for args, _ in half]
-            assert [len(some) for some in rows] == [3, 3, 2]
+        for update, expected in ((part[:3], range(8)), (part[3:], range(8, 16))):
+            rows = [args[1].tolist() for args, _ in update]
+            assert [len(micro) for micro in rows] == [3, 3, 2]
             assert sorted(sum(rows, [])) == list(expected)
-            lengths = half[0][0][0]["lengths"][sum(rows, [])].tolist()
+            lengths = update[0][0][0]["lengths"][sum(rows, [])].tolist()
             assert lengths == sorted(lengths)
-    # What is logged is the mean of both updates, each of which is a mean over tokens
+    # The logged value is the mean of both updates. That of an update is a mean over its tokens.
     masks = [batch["mask"] for _, batch in batches[6:]]
     for i, name in enumerate(["loss", "clip_fraction"]):
         sums = [(result[i] * mask).sum().item() for (_, result), mask in zip(losses, masks)]
@@ -348,53 +345,42 @@ def test_an_update_takes_its_share_of_the_problems_alike_lengths_together(
 
 
 @shared
-def test_micro_batches_add_up_their_gradients_and_updates_do_not(run, script, monkeypatch):
-    loaded, loss, clean = spy(monkeypatch, script, "load_model"), script.policy_loss, []
+def test_gradients_add_up_over_the_micro_batches_of_an_update_only(run, script, monkeypatch):
+    loads, policy_loss, zero_gradients = spy(monkeypatch, script, "load_model"), script.policy_loss, []
 
-    def look(*args):
-        gradients = [p.grad for p in loaded[0][1][0].parameters()]
-        clean.append(all(g is None or not g.any() for g in gradients))
-        return loss(*args)
+    def check_gradients(*args):
+        gradients = [p.grad for p in loads[0][1][0].parameters()]
+        zero_gradients.append(all(g is None or not g.any() for g in gradients))
+        return policy_loss(*args)
 
-    monkeypatch.setattr(script, "policy_loss", look)
+    monkeypatch.setattr(script, "policy_loss", check_gradients)
     run("--steps", "2", "--updates-per-step", "2", "--micro-batch-size", "3", "--weighting", "gradient")
-    assert clean == [True, False, False] * 4
+    assert zero_gradients == [True, False, False] * 4
 
 
 @pytest.mark.parametrize("updates", [1, 2])
-def test_micro_batches_do_not_change_the_gradient(run, sgd, updates):
-    """Token means are over the whole update: with means per micro-batch, short ones would weigh as much as long."""
+def test_the_micro_batch_size_does_not_change_the_gradient(run, sgd, updates):
+    """
+    Means are over the tokens of the whole update. With means over each micro-batch, a micro-batch of few
+    tokens would count as much as one of many.
+    """
     results = {}
     for size in (1, 3, 16):
-        flags = [
-            "--micro-batch-size",
-            size,
-            "--updates-per-step",
-            updates,
-            "--steps",
-            1,
-            "--max-grad-norm",
-            1e9,
-        ]
+        flags = ["--steps", 1, "--micro-batch-size", size, "--updates-per-step", updates]
+        flags += ["--max-grad-norm", 1e9]
         metrics, folder = run(*flags, "--weighting", "gradient", name=f"size{size}")
         results[size] = metrics[1], weights_of(folder)
     for size in (1, 3):
         for name, value in results[16][1].items():
             torch.testing.assert_close(results[size][1][name], value, rtol=1e-4, atol=1e-5)
-        for name in (
-            "loss",
-            "grad_norm",
-            "reward",
-            "influence/accuracy",
-            "influence/clarity",
-            "clip_fraction",
-        ):
-            assert results[size][0][name] == pytest.approx(results[16][0][name], rel=1e-3, abs=1e-6)
+        keys = ["loss", "grad_norm", "reward", "influence/accuracy", "influence/clarity", "clip_fraction"]
+        for key in keys:
+            assert results[size][0][key] == pytest.approx(results[16][0][key], rel=1e-3, abs=1e-6)
 
 
 @shared
 @pytest.mark.parametrize("weighting", ["fixed", "gradient"])
-def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch, weighting):
+def test_only_the_first_update_of_a_step_has_ratio_one(run, script, monkeypatch, weighting):
     calls = spy(monkeypatch, script, "policy_loss")
     flags = ["--steps", "1", "--updates-per-step", "2", "--micro-batch-size", "8", "--learning-rate", "0.01"]
     run(*flags, "--weighting", weighting)
@@ -403,83 +389,83 @@ def test_several_updates_take_the_ratio_from_one(run, script, monkeypatch, weigh
 
 
 @shared
-def test_every_group_holds_the_responses_to_one_problem_and_its_answer(
+def test_each_group_holds_the_responses_to_one_problem_with_its_answer(
     run, folders, monkeypatch, script, tokenizer
 ):
-    scored, rolled = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "rollout")
+    scores, rollouts = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "rollout")
     run("--steps", "1")
-    problems = read_lines(folders["data"] / "train.jsonl")
-    [(args, batch)] = [call for call in rolled if len(call[1]["texts"]) == 16]
-    [(_, responses, scored_for, lengths, _, step, split)] = [args for args, _ in scored if len(args[1]) == 16]
-    assert args[3] == 4 and len(args[2]) == 4
-    asked = [next(p for p in problems if p["problem"] in tokenizer.decode(prompt)) for prompt in args[2]]
-    assert len({p["problem"] for p in asked}) == 4
-    assert step == 1 and split == "train" and [p["answer"] for p in scored_for] == [p["answer"] for p in asked for _ in range(4)]
-    prompts = [ids[at.bool()].tolist() for ids, at in zip(batch["ids"], batch["attention"])]
-    assert all(row[: len(args[2][i // 4])] == args[2][i // 4] for i, row in enumerate(prompts))
+    train_split = read_lines(folders["data"] / "train.jsonl")
+    [((_, _, prompts, G, *_), batch)] = [call for call in rollouts if len(call[1]["texts"]) == 16]
+    [(_, responses, problems, lengths, _, step, split)] = [args for args, _ in scores if len(args[1]) == 16]
+    assert G == 4 and len(prompts) == 4
+    texts = [tokenizer.decode(prompt) for prompt in prompts]
+    expected = [next(p for p in train_split if p["problem"] in text) for text in texts]
+    assert len({p["problem"] for p in expected}) == 4
+    assert step == 1 and split == "train"
+    assert [p["answer"] for p in problems] == [p["answer"] for p in expected for _ in range(4)]
+    rows = [ids[attention.bool()].tolist() for ids, attention in zip(batch["ids"], batch["attention"])]
+    assert all(row[: len(prompts[i // 4])] == prompts[i // 4] for i, row in enumerate(rows))
     assert responses == batch["texts"] and lengths == batch["lengths"].tolist()
 
 
-def test_rewards_become_advantages_by_name_and_weight(run, script, monkeypatch):
-    scored, probed = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "gram_matrix")
+def test_metrics_and_advantages_come_from_the_rewards_and_weights(run, script, monkeypatch):
+    scores, probes = spy(monkeypatch, rewards, "score"), spy(monkeypatch, script, "gram_matrix")
     advantages = spy(monkeypatch, script, "advantage")
     metrics, _ = run("--steps", "1", "--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
-    [r_vec] = [torch.tensor(rows, dtype=torch.float64).T for args, rows in scored if len(args[1]) == 16]
+    [r_vec] = [torch.tensor(rows, dtype=torch.float64).T for args, rows in scores if len(args[1]) == 16]
     names = ["accuracy", "conciseness", "clarity"]
-    (each, together), args = advantages, advantages[0][0][2]
-    lengths = each[0][1]
+    ((_, lengths, args), _), ((weighted_sum, *_), _) = advantages
     for k, name in enumerate(names):
         assert metrics[1][f"rewards/{name}/mean"] == pytest.approx(r_vec[k].mean().item())
         equal = [len(set(r_vec[k, i : i + 4].tolist())) == 1 for i in range(0, 16, 4)]
         assert metrics[1][f"rewards/{name}/frac_zero_std"] == sum(equal) / 4
         expected = script.advantage(r_vec[k], lengths, args).float()
-        torch.testing.assert_close(probed[0][0][4][k], expected)
+        torch.testing.assert_close(probes[0][0][4][k], expected)
     w = torch.tensor([metrics[1][f"weights/{name}"] for name in names], dtype=torch.float64)
     assert w.tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.05) and w.tolist() != [0.7, 0.2, 0.1]
     assert metrics[1]["reward"] == pytest.approx((w @ r_vec).mean().item())
-    torch.testing.assert_close(together[0][0], w @ r_vec)
+    torch.testing.assert_close(weighted_sum, w @ r_vec)
 
 
 @pytest.mark.parametrize("script", ["grpo_dynw", "reinforce_dynw"], indirect=True)
-def test_the_kl_term_is_that_from_the_initial_model_and_part_of_the_loss(run, sgd):
-    with_kl, one = run("--kl-coefficient", "0.5", name="one")
-    without, two = run("--kl-coefficient", "0", name="two")
+def test_the_kl_penalty_starts_at_zero_and_is_part_of_the_loss(run, sgd):
+    """The reference model is the initial model."""
+    with_kl, folder_with_kl = run("--kl-coefficient", "0.5", name="with-kl")
+    without, folder_without = run("--kl-coefficient", "0", name="without")
     assert with_kl[1]["kl"] == pytest.approx(0, abs=1e-9) and with_kl[2]["kl"] > 1e-6
     assert with_kl[2]["loss"] == pytest.approx(without[2]["loss"] + 0.5 * with_kl[2]["kl"], abs=1e-6)
-    a, b = weights_of(one), weights_of(two)
+    a, b = weights_of(folder_with_kl), weights_of(folder_without)
     assert max((a[name] - b[name]).abs().max().item() for name in a) > 1e-5
 
 
 @shared
-def test_flags_reach_what_they_set(run, script, monkeypatch):
-    losses, optimisers = spy(monkeypatch, script, "policy_loss"), spy(monkeypatch, torch.optim, "AdamW")
-    made = []
-    monkeypatch.setattr(
-        torch.optim, "AdamW", lambda p, **kwargs: made.append(kwargs) or torch.optim.SGD(p, lr=1e-3)
-    )
-    run(
-        "--steps", "1", "--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5"
-    )
+def test_flags_reach_the_loss_and_the_optimizer(run, script, monkeypatch):
+    losses, options = spy(monkeypatch, script, "policy_loss"), []
+
+    def make_optimizer(parameters, **kwargs):
+        options.append(kwargs)
+        return torch.optim.SGD(parameters, lr=1e-3)
+
+    monkeypatch.setattr(torch.optim, "AdamW", make_optimizer)
+    flags = ["--clip-low", "0.1", "--clip-high", "0.3", "--clip-dual", "4", "--weight-decay", "0.5"]
+    run("--steps", "1", *flags)
     assert losses[0][0][3:] == (0.1, 0.3, 4.0)
-    assert made == [{"lr": 1e-3, "weight_decay": 0.5, "fused": False}] and not optimisers
+    assert options == [{"lr": 1e-3, "weight_decay": 0.5, "fused": False}]
 
 
 @shared
-def test_an_influence_that_is_not_finite_leaves_the_weights(run, script, monkeypatch):
-    probe = script.gram_matrix
-    monkeypatch.setattr(script, "gram_matrix", lambda *args: (probe(*args)[0] * math.nan, probe(*args)[1]))
+def test_influences_that_are_not_finite_do_not_change_the_weights(run, script, monkeypatch):
+    change_gram_matrix(script, monkeypatch, math.nan)
     metrics, _ = run("--weighting", "gradient", "--weights", "0.7", "0.2", "0.1")
     for line in metrics[1:]:
-        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(
-            [0.7, 0.2, 0.1], abs=1e-12
-        )
+        assert weights_in(line) == pytest.approx([0.7, 0.2, 0.1], abs=1e-12)
 
 
 @pytest.mark.parametrize("model", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @shared
 def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
-    """What CUDA does, on the CPU."""
+    """The scripts use bfloat16 autocast on CUDA only. Here, it is switched on for the CPU."""
     autocast = torch.autocast
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: autocast("cpu", torch.bfloat16))
     metrics, _ = run("--weighting", weighting, model=model)
@@ -490,17 +476,8 @@ def test_a_run_in_bfloat16_autocast(run, monkeypatch, weighting, model):
 @shared
 def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "summary", compare.before_and_after)
-    main(
-        script,
-        "--steps",
-        "6",
-        "--eval-every",
-        "6",
-        "--weighting",
-        "gradient",
-        "--output-dir",
-        tmp_path / "run",
-    )
+    flags = ["--steps", "6", "--eval-every", "6", "--weighting", "gradient"]
+    main(script, *flags, "--output-dir", tmp_path / "run")
     first, last = [line for line in compare.read_metrics(tmp_path / "run") if "eval/hypervolume" in line]
     assert last["eval/performance/accuracy"] > first["eval/performance/accuracy"] + 0.1
     assert last["eval/completions/mean_length"] < 0.9 * first["eval/completions/mean_length"]
@@ -511,7 +488,10 @@ def test_six_steps_on_the_embedded_task_improve_it(main, script, tmp_path, monke
 
 
 def hypervolume_run(run, monkeypatch, script, name, gain, *flags):
-    """The weights after two steps, of which the first gains `gain` in hypervolume: Eq. (1) scales the second."""
+    """
+    Returns the model's weights after two steps. The hypervolume contribution of the first step is `gain`,
+    which sets the meta reward of the second step by Eq. (1).
+    """
     monkeypatch.setattr(script, "contribution", lambda *_: gain)
     metrics, folder = run("--weighting", "hypervolume", "--hv-scale", "1", *flags, name=name)
     assert [line.get("delta_hv") for line in metrics] == [None, gain, gain]
@@ -520,63 +500,65 @@ def hypervolume_run(run, monkeypatch, script, name, gain, *flags):
     return weights_of(folder)
 
 
-def test_r_pareto_on_the_advantage_scales_the_step_and_on_the_reward_does_not(run, sgd, script, monkeypatch):
-    """GRPO and REINFORCE++ divide by a standard deviation, which takes a factor on the reward out again."""
+def test_the_meta_reward_scales_the_step_if_it_is_on_the_advantage(run, sgd, script, monkeypatch):
+    """On the reward, it has an effect in RLOO only: GRPO and REINFORCE++ divide by a standard deviation."""
     flags = ["--max-grad-norm", "1e9", *without_kl(script)]
-    one = hypervolume_run(run, monkeypatch, script, "one", math.atanh(1 / 3), *flags)  # a factor of 1
-    moves = {}
-    for where in ("advantage", "reward"):
-        two = hypervolume_run(run, monkeypatch, script, where, 2.0, *flags, "--meta-reward-on", where)
-        moves[where] = max((two[name] - one[name]).abs().max().item() for name in one)
-    assert moves["advantage"] > 1e-2
+    # By Eq. (1), this contribution gives a meta reward of 1.
+    unscaled = hypervolume_run(run, monkeypatch, script, "unscaled", math.atanh(1 / 3), *flags)
+    differences = {}
+    for place in ("advantage", "reward"):
+        scaled = hypervolume_run(run, monkeypatch, script, place, 2.0, *flags, "--meta-reward-on", place)
+        differences[place] = max((scaled[name] - unscaled[name]).abs().max().item() for name in unscaled)
+    assert differences["advantage"] > 1e-2
     if script.__name__ == "rloo_dynw":
-        assert moves["reward"] == pytest.approx(moves["advantage"], rel=1e-3)
+        assert differences["reward"] == pytest.approx(differences["advantage"], rel=1e-3)
     else:
-        assert moves["reward"] < 1e-4
+        assert differences["reward"] < 1e-4
 
 
 @shared
-def test_hypervolume_weighting_starts_from_the_initial_model_and_scales_the_next_step(
-    run, script, monkeypatch
-):
-    """The second point is better than the first, the third no better than the second, the fourth better in a part."""
+def test_each_hypervolume_contribution_sets_the_meta_reward_of_the_next_step(run, script, monkeypatch):
+    """
+    The first point is that of the initial model. The second is better, the third equals the second, the
+    fourth is better in two objectives, and the fifth equals the fourth.
+    """
     points = [[0.2] * 3, [0.4] * 3, [0.4] * 3, [0.1, 0.9, 0.9], [0.1, 0.9, 0.9]]
-    validated, evaluate = iter(points), script.evaluate
-    monkeypatch.setattr(
-        script,
-        "evaluate",
-        lambda *args: ({}, next(validated), []) if args[3] == "validation" else evaluate(*args),
-    )
+    validation_points, evaluate = iter(points), script.evaluate
+
+    def replay(*args):
+        return ({}, next(validation_points), []) if args[3] == "validation" else evaluate(*args)
+
+    monkeypatch.setattr(script, "evaluate", replay)
     metrics, _ = run("--weighting", "hypervolume", "--hv-scale", "100", "--steps", "4", "--eval-every", "4")
     assert [line["delta_hv"] > 0 for line in metrics[1:]] == [True, False, True, False]
+    volumes = [hypervolume.hypervolume(points[:i], [0] * 3) for i in range(1, 6)]
     for i, line in enumerate(metrics[1:], 1):
-        gain = hypervolume.hypervolume(points[: i + 1], [0] * 3) - hypervolume.hypervolume(
-            points[:i], [0] * 3
-        )
-        assert line["delta_hv"] == pytest.approx(gain, abs=1e-12)
+        assert line["delta_hv"] == pytest.approx(volumes[i] - volumes[i - 1], abs=1e-12)
         expected = 1.0 if i == 1 else 0.5 + 1.5 * math.tanh(100 * metrics[i - 1]["delta_hv"])
         assert line["r_pareto"] == pytest.approx(expected, abs=1e-12)
 
 
 @shared
 @pytest.mark.parametrize("reference", ["worst", "initial"])
-def test_a_validated_point_is_compared_with_all_before_it(run, monkeypatch, script, reference):
-    asked, evaluated = spy(monkeypatch, script, "contribution"), spy(monkeypatch, script, "evaluate")
+def test_each_validation_point_is_compared_with_all_earlier_points(run, monkeypatch, script, reference):
+    contributions = spy(monkeypatch, script, "contribution")
+    evaluations = spy(monkeypatch, script, "evaluate")
     run("--weighting", "hypervolume", "--steps", "3", "--hv-reference", reference)
-    points = [result[1] for args, result in evaluated if args[3] == "validation"]
+    points = [result[1] for args, result in evaluations if args[3] == "validation"]
     assert len(points) == 4
     corner = points[0] if reference == "initial" else [0, 0, 0]
-    assert [args for args, _ in asked] == [(points[i], points[:i], corner) for i in (1, 2, 3)]
+    assert [args for args, _ in contributions] == [(points[i], points[:i], corner) for i in (1, 2, 3)]
 
 
 @shared
-def test_influence_and_weights_of_two_gradients_by_hand(run, script, monkeypatch):
+def test_influences_and_weights_of_two_gradients_have_a_closed_form(run, script, monkeypatch):
     """
-    g_1 = (3, 4), of norm 5, becomes (.6, .8); g_2 = (.5, 0) stays. I = (.6 * 1.1 + .8 * .8, .5 * 1.1). Each step, w_k
-    grows by exp(0.1 I_k) in proportion; a weight of 0 stays one.
+    g_1 = (3, 4) has norm 5 and is clipped to (.6, .8). g_2 = (.5, 0) is kept. The influences are
+    I = (.6 * 1.1 + .8 * .8, .5 * 1.1). In each step, w_k is multiplied by exp(0.1 I_k) and normalized. A
+    weight of 0 stays 0.
     """
-    g, probe = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64), script.gram_matrix
-    monkeypatch.setattr(script, "gram_matrix", lambda *args: (g @ g.T, probe(*args)[1]))
+    g, gram_matrix = torch.tensor([[3.0, 4.0], [0.5, 0.0]], dtype=torch.float64), script.gram_matrix
+    monkeypatch.setattr(script, "gram_matrix", lambda *args: (g @ g.T, gram_matrix(*args)[1]))
     flags = ["--weighting", "gradient", "--objectives", "accuracy", "clarity", "--influence-scale", "clip"]
     flags += ["--learning-rate", "1e-6", "--mu", "1e-5"]
     metrics, _ = run(*flags, "--weights", "0.3", "0.7")
@@ -591,83 +573,74 @@ def test_influence_and_weights_of_two_gradients_by_hand(run, script, monkeypatch
 
 
 @shared
-def test_weights_follow_the_influence(run):
+def test_the_weights_of_each_step_follow_from_its_influences(run):
     metrics, _ = run("--weighting", "gradient", "--steps", "3", "--mu", "1e-4", "--learning-rate", "1e-3")
     w = torch.full((3,), 1 / 3, dtype=torch.float64)
     for line in metrics[1:]:
-        influence = torch.tensor(
-            [line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64
-        )
-        w = w * torch.exp(1e-3 * influence / 1e-4)
+        w = w * torch.exp(1e-3 * influences_in(line) / 1e-4)
         w = w / w.sum()
-        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
+        assert weights_in(line) == pytest.approx(w.tolist(), abs=1e-9)
     assert (w - 1 / 3).abs().max() > 1e-3
 
 
 @shared
-def test_the_learning_rate_falls_as_that_of_pytorch(run, monkeypatch):
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
-    schedule, expected = torch.optim.lr_scheduler.PolynomialLR(optimiser, total_iters=5, power=1.03), []
+def test_the_polynomial_schedule_is_that_of_pytorch(run, monkeypatch):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    schedule, expected = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=5, power=1.03), []
     for _ in range(5):
         expected += schedule.get_last_lr()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-    used, step = [], torch.optim.AdamW.step
-    monkeypatch.setattr(
-        torch.optim.AdamW,
-        "step",
-        lambda self, *args: (used.append(self.param_groups[0]["lr"]), step(self, *args)),
-    )
+    rates, step = [], torch.optim.AdamW.step
+
+    def record_rate(self, *args):
+        rates.append(self.param_groups[0]["lr"])
+        step(self, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record_rate)
     flags = ["--steps", "5", "--eval-every", "5", "--weighting", "gradient", "--mu", "1e-4"]
     metrics, _ = run(*flags, "--lr-schedule", "polynomial")
-    assert used == pytest.approx(expected, rel=1e-9)
-    assert [line["learning_rate"] for line in metrics[1:]] == used
+    assert rates == pytest.approx(expected, rel=1e-9)
+    assert [line["learning_rate"] for line in metrics[1:]] == rates
     w = torch.full((3,), 1 / 3, dtype=torch.float64)
-    for line in metrics[1:]:  # Eq. (3) has the same
-        influence = torch.tensor(
-            [line[f"influence/{name}"] for name in rewards.OBJECTIVES], dtype=torch.float64
-        )
-        w = torch.softmax(w.log() + line["learning_rate"] * influence / 1e-4, 0)
-        assert [line[f"weights/{name}"] for name in rewards.OBJECTIVES] == pytest.approx(w.tolist(), abs=1e-9)
+    for line in metrics[1:]:  # Eq. (3) uses the same learning rate.
+        w = torch.softmax(w.log() + line["learning_rate"] * influences_in(line) / 1e-4, 0)
+        assert weights_in(line) == pytest.approx(w.tolist(), abs=1e-9)
 
 
 @shared
 def test_a_gradient_that_is_not_finite_skips_the_update(run, script, folders, monkeypatch):
-    function = script.policy_loss
-    monkeypatch.setattr(
-        script, "policy_loss", lambda *args: (function(*args)[0] * math.nan, function(*args)[1])
-    )
+    change_loss(script, monkeypatch, math.nan)
     metrics, folder = run("--weighting", "gradient")
     assert [line["grad_norm"] for line in metrics[1:]] == [None, None]
-    before, after = load_file(folders["qwen3"] / "model.safetensors"), weights_of(folder)
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    initial, final = load_file(folders["qwen3"] / "model.safetensors"), weights_of(folder)
+    assert all(torch.equal(initial[name], final[name]) for name in initial)
 
 
 @shared
-def test_rollouts_in_parts_are_as_good(run):
-    """Greedy ones are the same, whatever is generated at once."""
+def test_the_rollout_batch_size_does_not_change_greedy_responses(run):
+    flags = ["--steps", "1", "--learning-rate", "1e-9"]
     for size in ("1", "4", "100"):
-        metrics, folder = run(
-            "--steps", "1", "--rollout-batch-size", size, "--learning-rate", "1e-9", name=size
-        )
+        metrics, folder = run(*flags, "--rollout-batch-size", size, name=size)
         assert metrics[0]["eval/completions/mean_length"] == metrics[1]["eval/completions/mean_length"]
         assert metrics[1]["clip_fraction"] == 0 and metrics[1]["completions/mean_length"] > 2
     texts = [(folder.with_name(size) / "completions.jsonl").read_text() for size in ("1", "4", "100")]
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_equal_rewards_of_a_group_move_nothing(run, script, monkeypatch):
-    """Sums such as 0.1 + 0.2 + 0.7 are rounded, and a difference over a spread of 0 would be an advantage."""
+def test_equal_rewards_in_a_group_give_no_gradient(run, script, monkeypatch):
+    """Sums such as 0.1 + 0.2 + 0.7 have rounding errors, which must not become advantages."""
     for name, value in {"accuracy": 0.1, "conciseness": 0.2, "clarity": 0.7}.items():
         rewards.OBJECTIVES[name] = lambda value=value, **_: value
     metrics, _ = run("--num-generations", "7", "--steps", "1", *without_kl(script))
     assert metrics[1]["grad_norm"] < 1e-6
 
 
-# Bad input
+# Input errors
 
 
 def dataset(folder, **splits):
+    """Writes a dataset: splits of rows, which are dictionaries. Returns its folder."""
     folder.mkdir()
     for split, rows in splits.items():
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -694,10 +667,10 @@ BAD = {
     "no micro-batches": ["--micro-batch-size", "0"],
     "negative steps": ["--steps", "-1"],
     "negative clip": ["--clip-low", "-1"],
-    "no coefficient": ["--clip-high", "nan"],
+    "a limit that is not a number": ["--clip-high", "nan"],
     "infinite learning rate": ["--learning-rate", "inf"],
     "a seed too large": ["--seed", "9999999999999999999"],
-    "a dual clip that takes gradients at ratio 1": ["--clip-dual", "1"],
+    "a dual clip that removes gradients at ratio 1": ["--clip-dual", "1"],
     "more tokens than positions": ["--max-new-tokens", "100"],
     "a model that lacks weights": ["--model", "{partial}"],
     "a model that never ends": ["--model", "{endless}"],
@@ -712,7 +685,7 @@ BAD = {
     "no such dataset": ["--dataset", "no/such-dataset"],
     "empty dataset": ["--dataset", "{empty}"],
     "missing columns": ["--dataset", "{columns}"],
-    "a file that is no data": ["--dataset", "{empty}.txt"],
+    "a file without data": ["--dataset", "{empty}.txt"],
     "missing split": ["--dataset", "{split}"],
     "empty split": ["--dataset", "{nothing}"],
     "no validation split": ["--dataset", "{unvalidated}", "--weighting", "hypervolume"],
@@ -720,14 +693,14 @@ BAD = {
     "no prompt within the limit": ["--max-prompt-tokens", "3"],
     "a run folder that exists": ["--output-dir", "{empty}"],
     "nothing to resume": ["--resume", "{empty}"],
-    "a folder that cannot be": ["--output-dir", "{columns}/train.jsonl/run"],
-    "a package that is not there": ["--report-to", "wandb"],
+    "a folder that cannot be made": ["--output-dir", "{columns}/train.jsonl/run"],
+    "a package that is not installed": ["--report-to", "wandb"],
 }
 
 
 @pytest.fixture(scope="module")
 def inputs(folders, tmp_path_factory):
-    """Paths of what cannot be used, by name."""
+    """The paths of datasets and models that cannot be used: {name: path}."""
     base = tmp_path_factory.mktemp("bad")
     paths = {
         "columns": dataset(base / "columns", train=[{"question": "1+1?"}] * 4, test=[{"question": "1+1?"}]),
@@ -750,46 +723,45 @@ def inputs(folders, tmp_path_factory):
     shutil.copytree(folders["qwen3"], paths["endless"])
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         settings = json.loads((paths["endless"] / name).read_text())
-        (paths["endless"] / name).write_text(
-            json.dumps({**settings, "eos_token_id": None, "eos_token": None})
-        )
-    (paths["endless"] / "chat_template.jinja").unlink()  # which would know the end of a turn
+        settings |= {"eos_token_id": None, "eos_token": None}
+        (paths["endless"] / name).write_text(json.dumps(settings))
+    (paths["endless"] / "chat_template.jinja").unlink()  # It would show how a turn ends.
     return paths
 
 
 def refused(run, script, tmp_path, monkeypatch, capfd, *flags):
-    """The one line in which a run with these flags is refused, with exit code 2 and nothing written."""
+    """Returns the line with which a run is refused. Asserts that it has exit code 2 and writes no file."""
     monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
+    paths = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as stop:
         run(*flags)
     err = capfd.readouterr().err
-    assert stop.value.code == 2 and sorted(tmp_path.rglob("*")) == before
+    assert stop.value.code == 2 and sorted(tmp_path.rglob("*")) == paths
     assert err.startswith(f"{script.__name__}.py: error: ") and err.count("\n") == 1
     return err
 
 
 @pytest.mark.parametrize("name", BAD)
 @shared
-def test_bad_input_gets_one_line_and_exit_code_two_and_writes_nothing(
+def test_wrong_input_is_refused_in_one_line_and_writes_no_file(
     run, inputs, tmp_path, monkeypatch, capfd, script, name
 ):
-    monkeypatch.setitem(sys.modules, "wandb", None)  # not there
-    before = all_files(inputs["empty"].parent)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # It cannot be imported.
+    files = all_files(inputs["empty"].parent)
     err = refused(run, script, tmp_path, monkeypatch, capfd, *[flag.format(**inputs) for flag in BAD[name]])
-    for part in BAD[name]:
-        assert part[:4] != "--no" or part in err
-    assert all_files(inputs["empty"].parent) == before and list(inputs["empty"].iterdir()) == []
+    for flag in BAD[name]:
+        assert flag[:4] != "--no" or flag in err
+    assert all_files(inputs["empty"].parent) == files and list(inputs["empty"].iterdir()) == []
 
 
 @pytest.mark.parametrize("flags", [["--baseline", "magic"], ["--kl-coefficient", "-1"]])
 @pytest.mark.parametrize("script", ["reinforce_dynw"], indirect=True)
-def test_bad_input_of_an_algorithms_own(run, tmp_path, monkeypatch, capfd, script, flags):
+def test_wrong_input_of_reinforce_is_refused(run, tmp_path, monkeypatch, capfd, script, flags):
     assert flags[0] in refused(run, script, tmp_path, monkeypatch, capfd, *flags)
 
 
 @shared
-def test_prompts_over_the_limit_are_left_out_and_counted(run, tokenizer, tmp_path, capsys):
+def test_problems_with_long_prompts_are_left_out_and_counted(run, tokenizer, tmp_path, capsys):
     long = [{"problem": "What is " + "+".join(["1"] * 30) + "?", "answer": "30"}]
     data = dataset(tmp_path / "data", train=GOOD + long, test=GOOD)
     run("--dataset", data, "--steps", "1")
@@ -803,11 +775,11 @@ def test_help_shows_every_flag_and_every_default_once(script, main, monkeypatch,
         main(script, "--help")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    entries = {}  # by flag, its text
+    entries = {}  # {flag: text}
     for line in re.sub(r"\n {10,}", " ", out).splitlines():
-        if found := re.match(r"  --([a-z-]+)(.*)", line):
-            assert found[1] not in entries
-            entries[found[1]] = found[2]
+        if match := re.match(r"  --([a-z-]+)(.*)", line):
+            assert match[1] not in entries
+            entries[match[1]] = match[2]
     assert entries.keys() == {name.replace("_", "-") for name in defaults} and len(entries) > 30
     for name, default in defaults.items():
         text = entries[name.replace("_", "-")]

@@ -168,7 +168,9 @@ def free_names(function):
 
 
 # The variables of each module that do not change during a run. Functions may read them.
-CONSTANTS = dict.fromkeys(SCRIPTS, {"TINY", "ALGORITHM", "RANK", "WORLD", "SHARDED", "WHOLE", "MAY_CHANGE"})
+CONSTANTS = dict.fromkeys(
+    SCRIPTS, {"TINY", "ALGORITHM", "RANK", "WORLD", "SHARDED", "WHOLE", "ORIGIN", "MAY_CHANGE"}
+)
 CONSTANTS["compare"] = {"COLOURS", "MARKERS", "STYLE", "ON_TEST"}
 CONSTANTS["rewards"] = {"OBJECTIVES", "PERFORMANCE", "PAPER_DATASETS", "PAPER_SUFFIX"}
 CONSTANTS["rewards"] |= {"ENUMERATOR", "ORDINAL", "FILLED_BOX"}
