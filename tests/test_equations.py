@@ -1,4 +1,4 @@
-"""The equations of the weightings, called with numbers and compared with closed forms and the authors' own results."""
+"""The equations of the weightings, compared with closed forms and the authors' own results."""
 
 import json
 import math

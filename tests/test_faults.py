@@ -226,16 +226,3 @@ def test_memory_does_not_grow(tmp_path):
     early = max(size for step, size in sizes.items() if step <= 50)
     late = max(size for step, size in sizes.items() if step > 50)
     assert late <= 1.05 * early, (early, late)
-
-
-@shared
-def test_generation_settings_that_transformers_refuses_to_save_are_saved_unchanged(run, folders, tmp_path):
-    """Some models have a temperature, but do_sample is false."""
-    model, _ = copy_model(folders["qwen3"], tmp_path / "settings")
-    settings = {**json.loads((model / "generation_config.json").read_text()), "do_sample": False}
-    (model / "generation_config.json").write_text(json.dumps(settings))
-    _, folder = run("--model", model, "--steps", "0")
-    saved = json.loads((folder / "model/generation_config.json").read_text())
-    assert saved["temperature"] == settings["temperature"]
-    assert saved["eos_token_id"] == settings["eos_token_id"]
-    assert not saved.get("do_sample")

@@ -1,4 +1,4 @@
-"""The weightings in the main loop, on numbers that are worked out by hand. test_equations.py has the equations."""
+"""The weightings in the main loop, with numbers worked out by hand. test_equations.py tests the equations."""
 
 import json
 import math
@@ -10,14 +10,15 @@ from conftest import shared
 import rewards
 
 NAMES = ["accuracy", "conciseness", "clarity"]
-# g_1 = (3, 4) has norm 5, g_2 = (.5, 0) and g_3 = (0, 0). Clipped to norm 1: (.6, .8), (.5, 0), 0. Sum: (1.1, .8).
+# g_1 = (3, 4) has norm 5, g_2 = (.5, 0) and g_3 = (0, 0). Clipped to norm 1: (.6, .8), (.5, 0) and 0.
+# Their sum is (1.1, .8).
 GRAM = [[25.0, 1.5, 0.0], [1.5, 0.25, 0.0], [0.0, 0.0, 0.0]]
 CLIPPED = [0.6 * 1.1 + 0.8 * 0.8, 0.5 * 1.1, 0.0]
 
 
 @pytest.fixture
 def weigh(run, script, monkeypatch, tmp_path):
-    """weigh(gram, *flags): the influences and weights of each step of a run in which the probe returns `gram`."""
+    """weigh(gram, *flags): influences and weights of each step of a run whose probe returns `gram`."""
     gram_matrix = script.gram_matrix
 
     def call(gram, *flags):
@@ -110,7 +111,7 @@ def validated(script, monkeypatch, points):
 
 @shared
 def test_r_pareto_of_each_step_is_that_of_the_gain_before_it(run, script, monkeypatch):
-    """(.2, .2, .2) has the volume .008. (.4, .2, .2) adds .008, (.3, .2, .2) nothing, (.4, .4, .2) adds .016."""
+    """(.2, .2, .2) has volume .008. (.4, .2, .2) adds .008, (.3, .2, .2) nothing, (.4, .4, .2) adds .016."""
     points = [[0.2, 0.2, 0.2], [0.4, 0.2, 0.2], [0.3, 0.2, 0.2], [0.4, 0.4, 0.2], [0.4, 0.4, 0.2]]
     gains = [0.008, 0.0, 0.016, 0.0]
     for scale, flags in ((100, []), (1, ["--hv-scale", "1"])):
