@@ -8,14 +8,15 @@ Alignment Through Dynamic Reward Weighting" (Lu et al., arXiv:2509.11452).
 Each response has K rewards, r_vec. The policy maximizes their weighted sum w . r_vec. --weighting is one of:
 
     fixed        w is constant. This is the baseline.
-    hypervolume  w is constant. Each step's gain in hypervolume is measured on the validation split. It sets
-                 the meta reward r_pareto, which multiplies the next step's advantages (Alg. 1).
-    gradient     Before the policy update, w_k is multiplied by exp(lr I_k / mu) and normalized. The influence
-                 I_k = <g_k, sum_j g_j> compares the policy gradients g_k of the objectives (Alg. 2).
-    nash         w_k is proportional to w0_k / p_k, where w0 are the initial weights and p is the mean
-                 performance of the step's responses. This weighting is ours, not the paper's.
+    hypervolume  w is constant. The hypervolume that a step gains on the validation split sets the meta reward
+                 r_pareto, which multiplies the next step's advantages (Alg. 1).
+    gradient     w_k <- w_k exp(lr I_k / mu) / Z before each step's policy updates. The influence
+                 I_k = <g_k, sum_j g_j> compares the objectives' policy gradients g_k (Alg. 2).
+    nash         w_k = w0_k / p_k / Z, where w0 are the initial weights and p is the mean performance of the
+                 step's responses. This weighting is ours, not the paper's.
 
-A reward scores one response. A performance is what evaluations report: by default, the mean reward.
+Z normalizes the weights. A reward scores one response. A performance is what evaluations report: by
+default, the mean reward.
 
 Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
 P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R.
@@ -25,7 +26,6 @@ Lines between `# --- algorithm: ... ---` and `# --- end ---` are GRPO. The scrip
 # --- end ---
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -92,10 +92,10 @@ def make_parser():
     flag("max-new-tokens", 96, "cut off responses at this length")
     flag("device", "cuda" if torch.cuda.is_available() else "cpu", "cpu, cuda, cuda:1 ...")
     flag("seed", 1, "seed of the sampling and of the order of problems")
-    flag("steps", 60, "number of training steps")
-    flag("prompts-per-step", 16, "number of problems in a step")
-    flag("num-generations", 8, "number of responses to a problem")
-    flag("updates-per-step", 1, "policy updates in a step, each on its share of the problems")
+    flag("steps", 60, "training steps")
+    flag("prompts-per-step", 16, "problems in a step")
+    flag("num-generations", 8, "responses to a problem")
+    flag("updates-per-step", 1, "policy updates, each on its share of the problems")
     flag("micro-batch-size", 32, "responses in a backward pass; does not change results")
     flag("rollout-batch-size", 128, "responses generated at once, at least those to one problem")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
@@ -104,7 +104,7 @@ def make_parser():
     flag("weight-decay", 0.01, "weight decay of AdamW")
     flag("max-grad-norm", 1.0, "clip the gradient's norm")
     # --- algorithm: args ---
-    flag("kl-coefficient", 0.001, "coefficient of the KL divergence from the initial model")
+    flag("kl-coefficient", 0.001, "factor on the KL divergence from the initial model")
     # --- end ---
     flag("clip-low", 0.2, "clip the ratio below 1 - this")
     flag("clip-high", 0.2, "clip the ratio above 1 + this")
@@ -157,7 +157,7 @@ def check_args(args):
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not 0 <= value < 2**32 or name in positive and value == 0:
             fail(f"--{name.replace('_', '-')}: {value} is out of range")
-    if K < 2 or len(set(args.objectives)) < K or not rewards.OBJECTIVES.keys() >= set(args.objectives):
+    if K < 2 or len(rewards.OBJECTIVES.keys() & args.objectives) < K:
         fail(f"--objectives: give two or more of {', '.join(rewards.OBJECTIVES)}")
     if len(args.weights) != K or not min(args.weights) >= 0 or not abs(sum(args.weights) - 1) < 1e-6:
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
@@ -211,8 +211,8 @@ def start_process(args):
         # cuDNN's attention is slow for changing shapes, and can give NaN gradients (pytorch/pytorch#196678).
         torch.backends.cuda.enable_cudnn_sdp(False)
     torch.manual_seed(args.seed * WORLD + RANK)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     return device
 
 
@@ -247,26 +247,25 @@ def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
 
     The model samples from its own distribution: these settings are replaced, and dropout is off.
     """
+    auto = transformers.AutoModelForCausalLM
     with input_errors("--model"):
-        tokenizer, auto = transformers.AutoTokenizer.from_pretrained(name), transformers.AutoModelForCausalLM
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
         turn_end = rewards.turn_end(tokenizer)
+    settings = model.generation_config  # Its eos_token_id is one token, a list or None.
+    end_ids = sorted({*np.ravel(settings.eos_token_id).tolist(), tokenizer.eos_token_id, turn_end} - {None})
+    if info["missing_keys"] or not end_ids:
+        fail(f"--model: lacks {', '.join(sorted(info['missing_keys'])) or 'an end token'}")
     if not all(p.isfinite().all() for p in model.parameters()):
         fail("--model: some of its weights are not finite")
+
+    # Padding is masked, so any token serves as the pad token.
+    model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
     if sharded:  # FSDP2
         mesh = DeviceMesh.from_group(dist.group.WORLD, device.split(":")[0])
         for module in [*decoder_layers(model), model]:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    model = model.to(device).eval()
-    settings, pad_id = model.generation_config, tokenizer.pad_token_id
-    end_ids = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    end_ids = sorted({*end_ids, tokenizer.eos_token_id, turn_end} - {None})
-    if info["missing_keys"] or not end_ids:
-        fail(f"--model: lacks {', '.join(sorted(info['missing_keys'])) or 'an end token'}")
-    if pad_id is None or pad_id >= model.get_input_embeddings().num_embeddings:
-        pad_id = end_ids[0]  # Padding is masked: any token will do.
-    model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=pad_id)
-    return model, tokenizer, settings
+    return model.to(device).eval(), tokenizer, settings
 
 
 def decoder_layers(model):
@@ -483,10 +482,9 @@ def gram_matrix(model, probed, batch, micros, A_k, num_tokens):
     Returns the inner products (K, K) of the objectives' policy gradients over the `probed` linear maps, and
     log-probabilities (N, R) of the response tokens. A_k: advantages (K, N). micros: rows of each micro-batch.
 
-    One backward pass per micro-batch, from the sum of the log-likelihoods, serves all K objectives. Responses
-    do not mix in the network, so the gradient delta_i (T, out) at a linear map's output is that of response i
-    alone. With its input x_i (T, in), objective k has the gradient g_k = sum_i A_ki delta_i^T x_i, up to a
-    sign that all objectives share.
+    One backward pass per micro-batch, from the summed log-likelihoods, serves all K objectives. Responses do
+    not mix in the network, so the gradient delta_i (T, out) at a linear map's output is that of response i
+    alone. With its input x_i (T, in), g_k = sum_i A_ki delta_i^T x_i, up to a sign that all objectives share.
     """
     (layers, linears), gradients = probed, {}
     mesh = DeviceMesh.from_group(dist.group.WORLD, A_k.device.type) if SHARDED else None
@@ -528,19 +526,19 @@ def evaluate(model, tokenizer, data, split, step, args):
     problems = data[split][n * RANK // WORLD : n * (RANK + 1) // WORLD]
     prompts = [problem["prompt_ids"] for problem in problems]
     batch = rollout(model, tokenizer, prompts, 1, limit, args.rollout_batch_size, sample=False)
-    lengths, mean_length = batch["lengths"].tolist(), summed(batch["lengths"].sum()).item() / n
+    mean_length, clipped_ratio = (summed(batch[key].sum()).item() / n for key in ("lengths", "cut_off"))
+    lengths, cut_off = batch["lengths"].tolist(), batch["cut_off"].tolist()
     scores = rewards.score(names, batch["texts"], problems, lengths, mean_length, step, split)
     samples = []
     for i, problem in enumerate(problems):
         sample = {"prompt": problem["prompt"], "response": batch["texts"][i], "answer": problem["answer"]}
-        sample |= {"length": lengths[i], "cut_off": batch["cut_off"][i].item()}
-        performance = rewards.performance(names, scores[i], lengths[i], limit)
-        samples.append({**sample, "performance": dict(zip(names, performance))})
+        performance = dict(zip(names, rewards.performance(names, scores[i], lengths[i], limit)))
+        samples.append({**sample, "length": lengths[i], "cut_off": cut_off[i], "performance": performance})
     samples, prefix = gathered(samples), {"test": "eval", "validation": "val"}[split]
     point = [float(np.mean([s["performance"][name] for s in samples])) for name in names]
     metrics = {f"{prefix}/performance/{name}": value for name, value in zip(names, point)}
-    metrics[f"{prefix}/completions/mean_length"] = float(np.mean([s["length"] for s in samples]))
-    metrics[f"{prefix}/completions/clipped_ratio"] = float(np.mean([s["cut_off"] for s in samples]))
+    metrics[f"{prefix}/completions/mean_length"] = mean_length
+    metrics[f"{prefix}/completions/clipped_ratio"] = clipped_ratio
     return metrics, point, samples
 
 
@@ -574,12 +572,13 @@ def finish_step(metrics, actor, tokenizer, data, state, tracker, args):
 def open_log(args, checkpoint):
     """Creates the run's folder. On --resume, drops the metrics after the checkpoint. Returns the tracker."""
     folder, config = Path(args.output_dir), {"algorithm": ALGORITHM, "torch": torch.__version__, **vars(args)}
-    step, lines = checkpoint["state"]["step"] if checkpoint else 0, []
-    with input_errors("--report-to"):
-        if args.report_to != "none":
-            tracker = importlib.import_module(
-                {"tensorboard": "torch.utils.tensorboard"}.get(args.report_to, "wandb")
-            )
+    step = checkpoint["state"]["step"] if checkpoint else 0
+    with input_errors("--report-to"):  # Import first: if a package is missing, no folder is made.
+        if args.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+        elif args.report_to == "wandb":
+            import wandb
+
     with input_errors("--output-dir"):
         folder.mkdir(parents=True, exist_ok=args.resume is not None)
         (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -588,12 +587,13 @@ def open_log(args, checkpoint):
             if step % checkpoint["args"]["eval_every"] and step < args.steps:  # See is_due in finish_step.
                 metrics = json.loads(lines[-1])
                 lines[-1] = json.dumps({name: x for name, x in metrics.items() if name[:5] != "eval/"})
-        (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+
     with input_errors("--report-to"):
         if args.report_to == "tensorboard":
-            return tracker.SummaryWriter(folder, purge_step=step + 1)
+            return SummaryWriter(folder, purge_step=step + 1)
         if args.report_to == "wandb":
-            return tracker.init(project="dynw", config=config, dir=folder)
+            return wandb.init(project="dynw", config=config, dir=folder)
 
 
 def log(metrics, step, samples, tracker, args):
@@ -642,12 +642,13 @@ def save_model(model, tokenizer, settings, folder):
     """Saves the model with its original settings, draws the run's pictures, and prints its results."""
     with input_errors("--output-dir"):
         model.save_pretrained(folder / "model")
-        settings.to_json_file(
-            folder / "model/generation_config.json"
-        )  # save_pretrained refuses some settings.
+        # save_pretrained refuses some of the settings that models come with.
+        settings.to_json_file(folder / "model/generation_config.json")
         tokenizer.save_pretrained(folder / "model")
     try:
-        print(importlib.import_module("compare").summary(folder))
+        from compare import summary
+
+        print(summary(folder))
     except ImportError:
         print("No pictures, because compare.py or matplotlib is missing")
     print(f"Metrics, completions and the model are in {folder}")
@@ -689,8 +690,9 @@ def main():
     if not checkpoint:  # Step 0 is the initial model.
         finish_step({}, actor, tokenizer, data, state, tracker, args)
 
-    bar = tqdm(initial=state["step"], total=args.steps, desc=args.weighting, disable=RANK > 0)
-    for step in range(state["step"] + 1, args.steps + 1):
+    steps = range(state["step"] + 1, args.steps + 1)
+    bar = tqdm(steps, args.weighting, args.steps, initial=state["step"], disable=RANK > 0)
+    for step in bar:
         # 1. Rollouts: G responses to each problem of this step.
         times = [clock()]
         problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)
@@ -701,7 +703,7 @@ def main():
         step_tokens = summed(lengths.sum())
         times.append(clock())
 
-        # 2. Rewards, in float64. In float32, equal rewards could get a tiny nonzero std, and so an advantage.
+        # 2. Rewards, in float64: in float32, equal rewards could have a nonzero std, and so advantages.
         state["total_tokens"] += step_tokens.item()
         mean_length = state["total_tokens"] / (step * num_responses)  # of all rollouts so far
         problems = [problem for problem in problems for _ in range(G)]
@@ -711,7 +713,7 @@ def main():
             warnings.warn(f"--weighting {args.weighting} expects rewards in [0, 1]", stacklevel=1)
         times.append(clock())
 
-        # 3. Weights. The probe of gradient-based weighting also returns the log-probabilities before updates.
+        # 3. Weights, and the log-probabilities before the updates, which the probe returns, too.
         weights, old_logprobs, lr = state["weights"].to(device), None, args.learning_rate
         if args.lr_schedule == "polynomial":
             lr *= (1 - (step - 1) / args.steps) ** 1.03
@@ -723,7 +725,7 @@ def main():
             influence = influences(gram, weights, args.influence_scale)  # (K,)
             if influence.isfinite().all():
                 weights = update_weights(weights, influence, lr, args.mu)  # Eq. (3)
-            metrics |= {f"influence/{name}": value for name, value in zip(names, influence.tolist())}
+            metrics |= {f"influence/{name}": I for name, I in zip(names, influence)}
         elif U > 1:  # With one update, they are the log-probabilities of step 5.
             old_logprobs = old_token_logprobs(policy, batch, sum(updates, ()))  # (N, R)
         if args.weighting == "nash":
@@ -752,12 +754,11 @@ def main():
                 logprobs = token_logprobs(policy, micro)  # (B, R)
                 old = logprobs.detach() if old_logprobs is None else old_logprobs[rows, : logprobs.shape[1]]
                 loss, is_clipped = policy_loss(logprobs, old, A[rows], *clips)  # (B, R) each
-                terms = {"clip_fraction": is_clipped}
+                terms = {"loss": loss, "clip_fraction": is_clipped}
                 # --- algorithm: kl ---
                 terms["kl"] = kl_penalty(logprobs, token_logprobs(reference, micro))
-                loss = loss + args.kl_coefficient * terms["kl"]
+                terms["loss"] = loss + args.kl_coefficient * terms["kl"]
                 # --- end ---
-                terms["loss"] = loss
                 # Multiply by WORLD, because gradients and metrics are averaged over the processes.
                 terms = {name: WORLD * (x * micro["mask"]).sum() / update_tokens for name, x in terms.items()}
                 terms["loss"].backward()
@@ -772,20 +773,18 @@ def main():
         times.append(clock())
 
         # 6. Metrics of this step: means over all processes.
-        metrics |= {"reward": r.mean().item(), "grad_norm": grad_norm.item()}
-        metrics["completions/mean_length"] = lengths.double().mean().item()
-        metrics["completions/clipped_ratio"] = batch["cut_off"].double().mean().item()
-        for name, weight, groups in zip(names, weights.tolist(), r_vec.unflatten(1, (-1, G))):
-            metrics[f"weights/{name}"] = weight
-            metrics[f"rewards/{name}/mean"] = groups.mean().item()
-            metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).double().mean().item()
-        for phase, start, end in zip(("rollout", "reward", "probe", "update"), times, times[1:]):
-            metrics[f"time/{phase}"] = end - start
+        metrics |= {"reward": r.mean(), "grad_norm": grad_norm}
+        metrics["completions/mean_length"] = lengths.double().mean()
+        metrics["completions/clipped_ratio"] = batch["cut_off"].double().mean()
+        for name, weight, groups in zip(names, weights, r_vec.unflatten(1, (-1, G))):  # (problems, G)
+            metrics |= {f"weights/{name}": weight, f"rewards/{name}/mean": groups.mean()}
+            metrics[f"rewards/{name}/frac_zero_std"] = (groups == groups[:, :1]).all(1).double().mean()
+        phases = "time/rollout", "time/reward", "time/probe", "time/update"
+        metrics |= dict(zip(phases, np.diff(times)))
         means = summed(torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)) / WORLD
         metrics = dict(zip(metrics, means.tolist()))
         progress = {k: (metrics[f"rewards/{k}/mean"], metrics[f"weights/{k}"]) for k in names}
         bar.set_postfix({k: f"{reward:.2f}*{weight:.2f}" for k, (reward, weight) in progress.items()})
-        bar.update()
 
         # 7. Evaluation, which sets r_pareto for the next step; log; checkpoint.
         state["step"] = step
@@ -793,7 +792,6 @@ def main():
         if args.checkpoint_every and step % args.checkpoint_every == 0:
             save_checkpoint(policy, optimizer, state, args)
 
-    bar.close()
     if RANK == 0:
         save_model(actor, tokenizer, settings, Path(args.output_dir))
     if SHARDED:
