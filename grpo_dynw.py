@@ -34,7 +34,7 @@ import warnings
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from time import perf_counter, strftime
+from time import perf_counter, sleep, strftime
 
 import numpy as np
 import torch
@@ -146,7 +146,6 @@ def check_args(args):
     """Fills in the defaults that depend on other arguments, and checks all arguments."""
     K = len(args.objectives)
     args.weights = args.weights or [1 / K] * K
-    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     folder = strftime(f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}")
     args.output_dir = args.output_dir or folder
     if os.path.isdir(args.model):  # --resume may be called in another folder.
@@ -157,8 +156,9 @@ def check_args(args):
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not 0 <= value < 2**32 or name in positive and value == 0:
             fail(f"--{name.replace('_', '-')}: {value} is out of range")
+    args.mu = (10 * args.learning_rate or 1.0) if args.mu is None else args.mu
     if K < 2 or len(rewards.OBJECTIVES.keys() & args.objectives) < K:
-        fail(f"--objectives: give two or more of {', '.join(rewards.OBJECTIVES)}")
+        fail(f"--objectives: give two or more of {', '.join(rewards.OBJECTIVES)}, each once")
     if len(args.weights) != K or not min(args.weights) >= 0 or not abs(sum(args.weights) - 1) < 1e-6:
         fail(f"--weights: give {K} numbers of 0 or more that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(args.weights) < 3:
@@ -180,6 +180,8 @@ def fail(message):
     """Prints one line about the user's input, once per machine, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tqdm.write(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
+    else:  # torchrun stops all processes when one ends: let the first one print.
+        sleep(3)
     sys.exit(2)
 
 
@@ -579,15 +581,18 @@ def open_log(args, checkpoint):
         elif args.report_to == "wandb":
             import wandb
 
+    lines = []
     with input_errors("--output-dir"):
-        folder.mkdir(parents=True, exist_ok=args.resume is not None)
-        (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
         if checkpoint:
             lines = (folder / "metrics.jsonl").read_text().splitlines()[: step + 1]
+            if len(lines) <= step:
+                raise ValueError(f"metrics.jsonl lacks steps before step {step} of the checkpoint")
             if step % checkpoint["args"]["eval_every"] and step < args.steps:  # See is_due in finish_step.
                 metrics = json.loads(lines[-1])
                 lines[-1] = json.dumps({name: x for name, x in metrics.items() if name[:5] != "eval/"})
-            (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        folder.mkdir(parents=True, exist_ok=args.resume is not None)
+        (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
 
     with input_errors("--report-to"):
         if args.report_to == "tensorboard":

@@ -242,10 +242,12 @@ def load_splits(dataset):
     and 20% validation; with train and test alone, the first half of test becomes validation.
     """
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # The exception below has the message.
     try:
         splits = load_files(dataset)
     except Exception as error:  # Each file type has a reader with exceptions of its own.
-        raise ValueError(f"{dataset} cannot be read: {error.__cause__ or error}") from None
+        cause = error.__cause__ or error
+        raise ValueError(f"{dataset} cannot be read: {str(cause) or repr(cause)}") from None
 
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
         train, rest = rows.train_test_split(0.4, seed=42).values()

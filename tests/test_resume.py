@@ -154,6 +154,7 @@ REFUSED = {
     "a truncated checkpoint": (lambda folder: (folder / "checkpoint.pt").write_bytes(b"PK"), []),
     "a checkpoint that would run code": (lambda folder: torch.save(Harmful(), folder / "checkpoint.pt"), []),
     "a checkpoint of another program": (lambda folder: torch.save({"a": 1}, folder / "checkpoint.pt"), []),
+    "lost metrics": (lambda folder: (folder / "metrics.jsonl").write_text("{}\n"), []),
     "another model": (lambda folder: None, ["--model", "{gpt2}"]),
     "an old checkpoint": (
         lambda folder: torch.save({"algorithm": "grpo", "step": 1}, folder / "checkpoint.pt"),
