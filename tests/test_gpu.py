@@ -26,6 +26,7 @@ def run_parts(*parts):
     return rows
 
 
+@pytest.mark.slow
 def test_resumed_and_sharded_runs_pass():
     assert sum(row[-1] == "yes" for row in run_parts("4", "5")) == 2
 
