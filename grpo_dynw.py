@@ -647,9 +647,9 @@ def save_model(model, tokenizer, settings, folder):
     """Saves the model with its original settings, draws the run's pictures, and prints its results."""
     with input_errors("--output-dir"):
         model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
         # save_pretrained refuses some of the settings that models come with.
         settings.to_json_file(folder / "model/generation_config.json")
-        tokenizer.save_pretrained(folder / "model")
     try:
         from compare import summary
 
