@@ -597,7 +597,9 @@ def open_log(args, checkpoint):
                 lines[-1] = json.dumps({name: x for name, x in metrics.items() if name[:5] != "eval/"})
         folder.mkdir(parents=True, exist_ok=args.resume is not None)
         (folder / "args.json").write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+        # A full disk must not destroy the metrics of a run that is resumed.
+        (folder / "metrics.tmp").write_text("".join(line + "\n" for line in lines))
+        os.replace(folder / "metrics.tmp", folder / "metrics.jsonl")
 
     with input_errors("--report-to"):
         if args.report_to == "tensorboard":
@@ -736,7 +738,7 @@ def main():
             if influence.isfinite().all():
                 weights = update_weights(weights, influence, lr, args.mu)  # Eq. (3)
             metrics |= {f"influence/{name}": I for name, I in zip(names, influence)}
-        elif U > 1:  # With one update, they are the log-probabilities of step 5.
+        elif U > 1:  # With one update, the forward pass of the update gives them.
             old_logprobs = old_token_logprobs(policy, batch, sum(updates, ()))  # (N, R)
         if args.weighting == "nash":
             mean_rewards = summed(r_vec.sum(1)) / num_responses  # (K,)

@@ -27,7 +27,7 @@ WEIGHTINGS = ["fixed", "hypervolume", "gradient", "nash"]
 # killed as the second checkpoint is written (fixed), in the evaluation on the test split (hypervolume) and in
 # the policy update (gradient, nash).
 KILL_BEFORE = {
-    "fixed": ["os.replace", 2, ".tmp"],
+    "fixed": ["os.replace", 2, "checkpoint.tmp"],
     "hypervolume": ["evaluate", 8],
     "gradient": ["policy_loss", 7],
     "nash": ["policy_loss", 7],
@@ -264,3 +264,22 @@ def test_ctrl_c_ends_a_run_with_one_line(script, folders, tmp_path):
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("Interrupted: --resume continues")
+
+
+@shared
+def test_a_full_disk_on_resume_keeps_the_metrics(run, main, script, monkeypatch, capsys):
+    """The disk is full as the metrics up to the checkpoint are written again."""
+    _, folder = run("--checkpoint-every", "1", "--steps", "2")
+    lines, write_text = (folder / "metrics.jsonl").read_bytes(), Path.write_text
+
+    def full(path, text, *args, **kwargs):
+        if path.name.startswith("metrics"):
+            path.open("w").close()  # as open() does before the first byte fails
+            raise OSError(28, "No space left on device")
+        return write_text(path, text, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(SystemExit) as stop:
+        main(script, "--resume", folder, "--steps", "4")
+    assert stop.value.code == 2 and "No space left" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == lines
