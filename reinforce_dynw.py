@@ -59,6 +59,7 @@ ORIGIN = f"{ALGORITHM}_dynw.py with {WORLD} processes"  # must be the same on --
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # A checkpoint holds whole tensors.
 # The flags that --resume may change. A dataset may have moved.
 MAY_CHANGE = {"steps", "eval_every", "checkpoint_every", "report_to", "dataset", "device", "micro_batch_size"}
+MAY_CHANGE |= {"cuda_graph"}
 
 
 # ---------- Arguments ----------
@@ -98,6 +99,8 @@ def make_parser():
     flag("updates-per-step", 1, "policy updates, each on its share of the problems")
     flag("micro-batch-size", 32, "responses in a backward pass; does not change results")
     flag("rollout-batch-size", 128, "responses generated at once, at least those to one problem")
+    help = "replay the decoding step as a CUDA graph; not tried on a GPU yet (default: no)"
+    parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction, default=False, help=help)
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     flag("learning-rate", 2e-5, "learning rate of AdamW")
     flag("lr-schedule", "constant", "polynomial decays to 0", ["constant", "polynomial"])
@@ -166,6 +169,8 @@ def check_args(args):
         fail("--influence-scale unit: gives two objectives equal influences; use clip and a smaller --mu")
     if not 0 <= args.probe_layers[0] < args.probe_layers[1] <= 1:
         fail("--probe-layers: give two increasing fractions between 0 and 1")
+    if args.cuda_graph and not args.device.startswith("cuda"):
+        fail("--cuda-graph: needs --device cuda")
     if args.num_generations < 2:
         fail("--num-generations: must be at least 2, because responses to a problem are compared")
     if args.clip_dual <= 1:
@@ -302,33 +307,70 @@ def copy_weights(policy, actor):
 # ---------- Rollouts ----------
 
 
-@torch.no_grad()
-def respond(model, ids, attention, limit, sample):
-    """
-    Responses (B, limit) to prompts (B, P), sampled from the model's own distribution, or greedy.
+def draw(logits):
+    """Samples a token (B, 1) from each row of logits (B, V), at temperature 1."""
+    # Inverts the cumulative distribution. Its sums over a large vocabulary need float64.
+    cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cdf, torch.rand_like(cdf[:, :1]) * cdf[:, -1:], right=True)
 
-    They are generated in up to six segments. After each segment, finished rows leave the batch and the cache.
+
+def capture(step):
+    """Records the operations of `step` as a CUDA graph, and returns a function that repeats them."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@torch.no_grad()
+def respond(model, ids, attention, limit, sample, graph=False):
     """
-    rows, P, size = torch.arange(len(ids), device=ids.device), ids.shape[1], max(16, math.ceil(limit / 6))
-    end_ids = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
-    responses = ids.new_full((len(ids), limit), model.generation_config.pad_token_id)
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} if sample else {}
-    options |= {"do_sample": sample, "cache": transformers.DynamicCache(config=model.config)}
-    for start in range(0, limit, size):
-        options["max_new_tokens"] = min(size, limit - start)
-        ids = model.generate(ids, attention_mask=attention, **options)
-        tokens = ids[:, P + start :]
-        responses[rows, start : start + tokens.shape[1]] = tokens
-        unfinished = ~torch.isin(tokens, end_ids).any(1)
-        if not unfinished.any() or start + size >= limit:
+    Responses (B, limit) to prompts (B, P), sampled from the model's own distribution, or greedy. The tokens
+    after an end token are arbitrary. graph: replay the decoding step as a CUDA graph, which needs no Python.
+    """
+    size, config = ids.shape[1] + limit, model.generation_config
+    end_ids = torch.tensor(config.eos_token_id, device=ids.device)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=size)
+    # A graph cannot replay the Python code of a sliding layer. In a full layer, the mask has the window.
+    sliding, full = transformers.cache_utils.StaticSlidingWindowLayer, transformers.cache_utils.StaticLayer
+    cache.layers = [full(size) if type(layer) is sliding else layer for layer in cache.layers]
+
+    def next_tokens(ids, attention, positions):
+        inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "cache": cache}
+        logits = model(**inputs, use_cache=True, logits_to_keep=1).logits[:, -1].float()  # (B, V)
+        return draw(logits) if sample else logits.argmax(-1, keepdim=True)  # (B, 1)
+
+    def step():  # A graph reads and writes the same tensors each time, so the step changes them in place.
+        tokens.copy_(next_tokens(tokens, attention, positions))
+        positions.add_(1)
+
+    tokens = next_tokens(ids, attention, (attention.cumsum(1) - 1).clamp(min=0))
+    positions = attention.sum(1, keepdim=True)  # (B, 1), of these tokens
+    attention = nn.functional.pad(attention, (0, limit), value=1)  # (B, P + limit)
+    rows, replay = torch.arange(len(ids), device=ids.device), None  # the rows of unfinished responses
+    responses = ids.new_full((len(ids), limit), config.pad_token_id)
+    for t in range(limit):
+        responses[rows, t] = tokens.squeeze(1)
+        if t % 16 == 15:  # Look for end tokens only now and then, because the GPU waits meanwhile.
+            is_finished = torch.isin(responses[rows, : t + 1], end_ids).any(1)
+            unfinished = (~is_finished).nonzero().squeeze(1)
+            if len(unfinished) == 0:
+                break
+            if len(unfinished) <= 0.75 * len(rows):  # Finished rows leave the batch and the cache.
+                cache.reorder_cache(unfinished)
+                rows, tokens, positions = rows[unfinished], tokens[unfinished], positions[unfinished]
+                attention, replay = attention[unfinished], None
+        if t == limit - 1:
             break
-        rows, ids = rows[unfinished], ids[unfinished]
-        attention = nn.functional.pad(attention, (0, size), value=1)[unfinished]
-        options["cache"].batch_select_indices(unfinished)
+        if replay:
+            replay()
+        else:
+            step()
+            replay = capture(step) if graph else step  # The step above has prepared the kernels.
     return responses
 
 
-def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
+def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True, graph=False):
     """
     G responses to each prompt, a list of token ids. Returns texts (N), ids and attention (N, T), mask (N, R)
     of the response tokens, lengths (N,) and cut_off (N,), by name.
@@ -338,7 +380,7 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True):
     ids = pad_sequence(prompts, True, config.pad_token_id, "left")  # (N, P)
     attention = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left")
     parts = zip(ids.split(size), attention.split(size))
-    responses = torch.cat([respond(model, *part, limit, sample) for part in parts])
+    responses = torch.cat([respond(model, *part, limit, sample, graph) for part in parts])
 
     # Make the mask from the end tokens. Pad tokens cannot tell the end: they may be the same token.
     is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
@@ -532,7 +574,7 @@ def evaluate(model, tokenizer, data, split, step, args):
     names, limit, n = args.objectives, args.max_new_tokens, len(data[split])
     problems = data[split][n * RANK // WORLD : n * (RANK + 1) // WORLD]
     prompts = [problem["prompt_ids"] for problem in problems]
-    batch = rollout(model, tokenizer, prompts, 1, limit, args.rollout_batch_size, sample=False)
+    batch = rollout(model, tokenizer, prompts, 1, limit, args.rollout_batch_size, False, args.cuda_graph)
     mean_length, clipped_ratio = (summed(batch[key].sum()).item() / n for key in ("lengths", "cut_off"))
     lengths, cut_off = batch["lengths"].tolist(), batch["cut_off"].tolist()
     scores = rewards.score(names, batch["texts"], problems, lengths, mean_length, step, split)
@@ -710,7 +752,8 @@ def main():
         problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)
         problems = problems[RANK::WORLD]  # the share of this process
         prompts = [problem["prompt_ids"] for problem in problems]
-        batch = rollout(actor, tokenizer, prompts, G, args.max_new_tokens, args.rollout_batch_size)
+        sizes = G, args.max_new_tokens, args.rollout_batch_size
+        batch = rollout(actor, tokenizer, prompts, *sizes, graph=args.cuda_graph)
         lengths = batch["lengths"]  # (N,)
         step_tokens = summed(lengths.sum())
         times.append(clock())
@@ -804,6 +847,9 @@ def main():
         if args.checkpoint_every and step % args.checkpoint_every == 0:
             save_checkpoint(policy, optimizer, state, args)
 
+    if RANK == 0:  # Save float32 weights, because bfloat16 rounds small updates away.
+        actor.cpu().float()
+    copy_weights(policy, actor)
     if RANK == 0:
         save_model(actor, tokenizer, settings, Path(args.output_dir))
     if SHARDED:

@@ -58,13 +58,13 @@ def concatenate(parts, pad_id):
 def with_seed_per_prompt(rollout):
     """Returns `rollout`, changed so that each prompt's responses are sampled with a seed computed from it."""
 
-    def wrapped(model, tokenizer, prompts, G, limit, batch_size, sample=True):
+    def wrapped(model, tokenizer, prompts, G, limit, batch_size, sample=True, graph=False):
         if not sample:
-            return rollout(model, tokenizer, prompts, G, limit, batch_size, sample)
+            return rollout(model, tokenizer, prompts, G, limit, batch_size, sample, graph)
         parts = []
         for prompt in prompts:
             torch.manual_seed(zlib.crc32(str(prompt).encode()))
-            parts.append(rollout(model, tokenizer, [prompt], G, limit, batch_size))
+            parts.append(rollout(model, tokenizer, [prompt], G, limit, batch_size, sample, graph))
         return concatenate(parts, model.generation_config.pad_token_id)
 
     return wrapped
@@ -88,6 +88,12 @@ def kill_before(script, name, n, text=""):
         return function(*args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run(rank, port, output, case):
@@ -116,9 +122,7 @@ def run_chain(chain):
     for case in chain:
         if "copy" in case:
             shutil.copytree(*case["copy"])
-        with socket.socket() as listener:  # It finds a free port.
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
+        port = free_port()
         with tempfile.TemporaryFile() as output:
             arguments = [(rank, port, output.fileno(), case) for rank in range(case["processes"])]
             processes = [context.Process(target=run, args=args, daemon=True) for args in arguments]
