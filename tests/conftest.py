@@ -10,6 +10,12 @@ from pathlib import Path
 
 # Set before the imports read it. The name of a model that is not a folder must fail without the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Also set before the imports. It hides GPUs from this process and from all processes that it starts: the
+# tests expect exact results, which are those of the CPU. test_cuda.py shows the GPUs to its own process. That
+# process and the workers of pytest-xdist inherit both variables and must not set them again.
+if "SAVED_VISIBLE_DEVICES" not in os.environ:
+    os.environ["SAVED_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
@@ -146,6 +152,21 @@ def without_times(metrics):
 def weights_of(folder):
     """Returns the weights of the model that a run has saved: {name: tensor}."""
     return load_file(folder / "model/model.safetensors")
+
+
+def compare_saved_model(folder, initial):
+    """Compares the model that a run has saved with the policy of its checkpoint and the initial model."""
+    saved, initial = weights_of(folder), load_file(Path(initial) / "model.safetensors")
+    policy = torch.load(folder / "checkpoint.pt", weights_only=True)["policy"]
+    return {
+        "dtypes": sorted({str(weight.dtype) for weight in saved.values()}),
+        "unlike the checkpoint": [name for name in saved if not torch.equal(saved[name], policy[name])],
+        "unchanged": [name for name in initial if torch.equal(saved[name], initial[name])],
+    }
+
+
+# The policy is float32. Its copy that generates has lost the small changes if it is bfloat16, as on CUDA.
+POLICY_IS_SAVED = {"dtypes": ["torch.float32"], "unlike the checkpoint": [], "unchanged": []}
 
 
 def read_lines(path):

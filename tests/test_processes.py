@@ -6,7 +6,17 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, SMALL, all_files, run_chains, weights_of, without_times
+from conftest import (
+    POLICY_IS_SAVED,
+    ROOT,
+    SMALL,
+    all_files,
+    compare_saved_model,
+    run_chains,
+    weights_of,
+    without_times,
+)
+from processes import free_port
 from safetensors.torch import load_file
 
 import grpo_dynw
@@ -107,30 +117,87 @@ def test_a_checkpoint_of_several_processes_holds_whole_tensors(runs, folders):
     assert len(checkpoint["rng"]) == 2 and not torch.equal(*checkpoint["rng"])
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_torchrun(folders, tmp_path, processes):
+@pytest.mark.parametrize("weighting", RESUMED)
+def test_the_saved_model_of_several_processes_is_the_policy(runs, folders, weighting):
+    for name in ("whole", "resumed"):
+        folder = runs / f"{weighting}-{name}"
+        assert compare_saved_model(folder, folders["qwen3"]) == POLICY_IS_SAVED
+
+
+# The options of torchrun on each machine.
+MACHINES = {
+    "one process": [["--standalone", "--nproc-per-node", "1"]],
+    "two processes": [["--standalone", "--nproc-per-node", "2"]],
+    "two machines": [
+        ["--nnodes", "2", "--node-rank", rank, "--nproc-per-node", "1", "--master-addr", "127.0.0.1"]
+        for rank in "01"
+    ],
+}
+
+
+def start_torchrun(folders, folder, machines, *flags):
+    """Starts torchrun for each machine of MACHINES[machines], in its own folder. Returns the processes."""
+    port, processes = str(free_port()), []
+    for i, options in enumerate(MACHINES[machines]):
+        command = [sys.executable, "-m", "torch.distributed.run", *options]
+        command += ["--master-port", port] if machines == "two machines" else []
+        command += [ROOT / "rloo_dynw.py", *SMALL, "--checkpoint-every", "2", *flags]
+        command += ["--model", folders["qwen3"], "--dataset", folders["data"]]
+        (folder / str(i)).mkdir(parents=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=folder / str(i), **pipes))
+    return processes
+
+
+@pytest.fixture(scope="module")
+def launched(folders, tmp_path_factory):
+    """The results of torchrun: {name in MACHINES: [(folder, exit code, stdout, stderr) of each machine]}."""
+    base, results = tmp_path_factory.mktemp("torchrun"), {}
+    started = {name: start_torchrun(folders, base / name, name) for name in MACHINES}
+    for name, processes in started.items():
+        outputs = [process.communicate(timeout=120) for process in processes]
+        # gloo sometimes fails at exit (pytorch/pytorch#179291).
+        if any("terminate called without an active exception" in err for _, err in outputs):
+            shutil.rmtree(base / name)
+            processes = start_torchrun(folders, base / name, name)
+            outputs = [process.communicate(timeout=120) for process in processes]
+        results[name] = [
+            (base / name / str(i), process.returncode, *output)
+            for i, (process, output) in enumerate(zip(processes, outputs))
+        ]
+    return results
+
+
+@pytest.mark.parametrize("machines", MACHINES)
+def test_torchrun(launched, folders, machines):
     """
-    The command of the README, from another folder. Under torchrun, even one process shards its parameters.
-    With wrong input, all processes end.
+    The commands of the README, from another folder. Under torchrun, even one process shards its parameters.
+
+    The first machine writes all files. Two processes give the same results on one machine and on two.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    command += [ROOT / "rloo_dynw.py", *SMALL, "--steps", "1"]
-    command += ["--model", folders["qwen3"], "--dataset", folders["data"]]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    # gloo sometimes fails at exit (pytorch/pytorch#179291).
-    if "terminate called without an active exception" in result.stderr:
-        shutil.rmtree(tmp_path / "runs")
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("after step 1") == 1
-    [folder] = (tmp_path / "runs").iterdir()
-    assert [line["step"] for line in read_metrics(folder)] == [0, 1]
-    assert {path.name for path in folder.iterdir()} >= {"curves.png", "fronts.png", "model"}
-    if processes == "1":
-        return
-    result = subprocess.run([*command, "--clip-low=-1"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode != 0 and "error: --clip-low" in result.stderr
-    assert list((tmp_path / "runs").iterdir()) == [folder]
+    (folder, code, out, err), *others = launched[machines]
+    assert code == 0, err
+    assert out.count("after step 2") == 1
+    [run] = (folder / "runs").iterdir()
+    assert [line["step"] for line in read_metrics(run)] == [0, 1, 2]
+    assert {path.name for path in run.iterdir()} >= {"curves.png", "fronts.png", "model"}
+    assert compare_saved_model(run, folders["qwen3"]) == POLICY_IS_SAVED
+    assert len(others) == (machines == "two machines")
+    for folder, code, out, err in others:
+        assert code == 0, err
+        assert out == "" and list(folder.iterdir()) == []
+        [expected] = (launched["two processes"][0][0] / "runs").iterdir()
+        assert without_times(read_metrics(run)) == without_times(read_metrics(expected))
+        assert largest_difference(run, expected) == 0
+
+
+def test_wrong_input_ends_all_processes_with_one_line_per_machine(folders, tmp_path):
+    names = "two processes", "two machines"
+    started = [start_torchrun(folders, tmp_path / name, name, "--clip-low=-1") for name in names]
+    for process in sum(started, []):
+        err = process.communicate(timeout=120)[1]
+        assert process.returncode != 0 and err.count("error: --clip-low") == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_run_of_two_processes_cannot_be_resumed_by_one(runs, main, capsys):

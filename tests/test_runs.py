@@ -11,7 +11,20 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, SMALL, all_files, read_lines, shared, spy, weights_of, without_times
+import transformers
+from conftest import (
+    POLICY_IS_SAVED,
+    ROOT,
+    SCRIPTS,
+    SMALL,
+    all_files,
+    compare_saved_model,
+    read_lines,
+    shared,
+    spy,
+    weights_of,
+    without_times,
+)
 from safetensors.torch import load_file, save_file
 
 import compare
@@ -102,6 +115,30 @@ def test_a_run_changes_every_parameter_and_writes_all_files_and_metrics(
     assert args["weights"] == [1 / 3] * 3 and args["steps"] == 2
     out = capsys.readouterr().out
     assert "initial model" in out and "after step 2" in out and str(folder) in out
+
+
+class NamedCuda(str):
+    """The name of a device, "cpu". But its type is that of CUDA, so that the scripts take it for CUDA."""
+
+    type = "cuda"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_saved_model_is_the_policy_to_the_bit(run, script, folders, device, monkeypatch):
+    """On CUDA, a bfloat16 copy of the policy generates. It loses small changes of the weights."""
+    if device == "cuda":
+        monkeypatch.setattr(transformers.PreTrainedModel, "device", property(lambda _: NamedCuda("cpu")))
+        monkeypatch.setattr(torch.cuda, "get_rng_state", torch.get_rng_state)
+    rollout, dtypes = script.rollout, set()
+
+    def record_dtype(model, *args, **options):
+        dtypes.add(model.dtype)
+        return rollout(model, *args, **options)
+
+    monkeypatch.setattr(script, "rollout", record_dtype)
+    _, folder = run("--weight-decay", "0", "--learning-rate", "1e-5", "--checkpoint-every", "2")
+    assert dtypes == {torch.bfloat16 if device == "cuda" else torch.float32}
+    assert compare_saved_model(folder, folders["qwen3"]) == POLICY_IS_SAVED
 
 
 def test_a_script_runs_with_only_hypervolume_and_rewards_beside_it(folders, tmp_path):
