@@ -1,5 +1,5 @@
 """
-Times the ways of transformers to generate the responses of a step.
+Times ways to generate the responses of a step: the scripts' decoding loop, and the ways of transformers.
 
     python benchmarks/rollout_speed.py [MODEL DATA]
 
@@ -10,6 +10,7 @@ compare their tokens a second, not their seconds.
 """
 
 import argparse
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -36,8 +37,8 @@ TITLES = ["way", "seconds", "tokens", "tokens a second"]
 # responses as lists of token ids, up to and including the token that ends the response.
 
 
-def segments(model, prompts, limit, sample=True):
-    """The rollouts of the training scripts. Finished responses leave the batch after each segment."""
+def decoding_loop(model, prompts, limit, sample=True):
+    """The rollouts of the training scripts."""
     batch = grpo_dynw.rollout(model, NoTexts, prompts, 1, limit, len(prompts), sample)
     responses = batch["ids"][:, -batch["mask"].shape[1] :]
     return [ids[mask].tolist() for ids, mask in zip(responses, batch["mask"])]
@@ -51,14 +52,41 @@ class NoTexts:
         return [""] * len(rows)
 
 
-def plain(model, prompts, limit, sample=True, **settings):
-    """One call of `generate`. `settings` are passed to it."""
+def padded(model, prompts):
+    """Prompts as ids and attention, padded on the left."""
     prompts = [torch.tensor(prompt, device=model.device) for prompt in prompts]
     ids = pad_sequence(prompts, True, model.generation_config.pad_token_id, "left")
-    mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left")
+    return ids, pad_sequence([torch.ones_like(prompt) for prompt in prompts], True, 0, "left")
+
+
+def plain(model, prompts, limit, sample=True, **settings):
+    """One call of `generate`. `settings` are passed to it."""
+    ids, attention = padded(model, prompts)
     settings |= SAMPLING if sample else {"do_sample": False}
-    output = model.generate(ids, attention_mask=mask, max_new_tokens=limit, **settings)
+    output = model.generate(ids, attention_mask=attention, max_new_tokens=limit, **settings)
     return [up_to_end(row, model) for row in output[:, ids.shape[1] :].tolist()]
+
+
+def segments(model, prompts, limit, sample=True):
+    """Up to six calls of `generate`. Between them, finished rows leave the batch and the cache."""
+    ids, attention = padded(model, prompts)
+    responses, rows, size = [[] for _ in prompts], torch.arange(len(prompts)), max(16, math.ceil(limit / 6))
+    settings = SAMPLING if sample else {"do_sample": False}
+    settings = {**settings, "cache": transformers.DynamicCache(config=model.config)}
+    for start in range(0, limit, size):
+        before = ids.shape[1]
+        settings["max_new_tokens"] = min(size, limit - start)
+        ids = model.generate(ids, attention_mask=attention, **settings)
+        for row, tokens in zip(rows.tolist(), ids[:, before:].tolist()):
+            responses[row] = up_to_end(responses[row] + tokens, model)
+        ends = torch.tensor(model.generation_config.eos_token_id, device=ids.device)
+        unfinished = ~torch.isin(ids[:, before:], ends).any(1)
+        if not unfinished.any():
+            break
+        attention = torch.nn.functional.pad(attention, (0, ids.shape[1] - before), value=1)[unfinished]
+        rows, ids = rows[unfinished.cpu()], ids[unfinished]
+        settings["cache"].batch_select_indices(unfinished)
+    return responses
 
 
 def up_to_end(tokens, model):
@@ -98,6 +126,7 @@ def compiled(model, prompts, limit, sample=True):
 
 
 WAYS = {
+    "decoding loop of the scripts": decoding_loop,
     "generate in segments": segments,
     "generate": plain,
     "generate, static cache": static,
