@@ -59,7 +59,10 @@ def test_all_parts_pass_with_toy_sizes():
     passed = [row[:2] for row in rows if row[-1] == "yes"]
     weightings = ["fixed", "hypervolume", "gradient", "nash"]
     assert passed[:12] == [[script, w] for script in ("grpo", "rloo", "reinforce") for w in weightings]
-    assert [row[0] for row in passed[12:]] == "embedded toy toy toy 1 2 end difference difference".split()
+    assert [row[0] for row in passed[12:]] == [
+        *["embedded", "toy", "toy", "toy", "1", "2", "end"],
+        *["difference", "difference"],
+    ]
     assert [row[5] for row in rows if row[0] == "embedded"] == ["8 of 8"] * 3
 
 
