@@ -28,7 +28,7 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = ["o", "s", "D", "^", "v"]
 STYLE = {"axes.grid": True, "grid.color": "0.92", "axes.spines.top": False, "axes.spines.right": False}
 # Names of runs and objectives may contain dollar signs, which matplotlib would read as formulas.
-STYLE |= {"legend.frameon": False, "text.parse_math": False}
+STYLE |= {"legend.frameon": False, "text.parse_math": False, "text.usetex": False}
 ON_TEST = {"marker": "o", "markersize": 4, "linestyle": "--"}
 
 
@@ -286,10 +286,18 @@ def weighting_summary(folder):
 
 
 def summary(folder):
-    """Draws `folder`/curves.png and `folder`/fronts.png. Returns the results of the run as text."""
-    plot_curves(folder)
-    plot_fronts([read_run(folder)], Path(folder) / "fronts.png")
-    return "\n".join([before_and_after(folder), weighting_summary(folder)]).rstrip()
+    """
+    Draws `folder`/curves.png and `folder`/fronts.png. Returns the results of the run as text.
+
+    If the pictures cannot be drawn, the text says why, because the run must still end normally.
+    """
+    lines = [before_and_after(folder), weighting_summary(folder)]
+    try:
+        plot_curves(folder)
+        plot_fronts([read_run(folder)], Path(folder) / "fronts.png")
+    except Exception as error:  # A user's matplotlibrc may ask for fonts or programs that are missing.
+        lines.append(f"No pictures: {' '.join(str(error).split())[:300]}")
+    return "\n".join(line for line in lines if line)
 
 
 def main():

@@ -29,6 +29,7 @@ import argparse
 import json
 import math
 import os
+import random
 import sys
 import warnings
 from contextlib import contextmanager
@@ -220,6 +221,12 @@ def start_process(args):
     return device
 
 
+def seed_objectives(seed, step):
+    """Objectives may use random numbers. Seeds of each step make them the same after --resume."""
+    random.seed(f"{seed} {step} {RANK}")
+    np.random.seed([seed, step, RANK])
+
+
 def summed(x):
     """The sum of a tensor over all processes, in place."""
     if SHARDED:
@@ -252,6 +259,8 @@ def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
     The model samples from its own distribution: these settings are replaced, and dropout is off.
     """
     auto = transformers.AutoModelForCausalLM
+    if os.path.exists(f"{name}/adapter_config.json") and not os.path.exists(f"{name}/config.json"):
+        fail(f"--model: {name} is an adapter; merge the adapter into its base model first")
     with input_errors("--model"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
@@ -273,8 +282,10 @@ def load_model(name, device, dtype=torch.float32, sharded=SHARDED):
 
 
 def decoder_layers(model):
+    """The layers of the text decoder. A model for images may have towers with as many layers."""
     count = model.config.get_text_config().num_hidden_layers
-    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    modules = model.get_decoder().modules()
+    return next(m for m in modules if isinstance(m, nn.ModuleList) and len(m) == count)
 
 
 def read_data(args, tokenizer, model):
@@ -633,7 +644,11 @@ def open_log(args, checkpoint):
         if args.report_to == "tensorboard":
             return SummaryWriter(folder, purge_step=step + 1)
         if args.report_to == "wandb":
-            return wandb.init(project="dynw", config=config, dir=folder)
+            # --resume continues the run of the tracker. W&B reads its other settings from the environment.
+            project, run_id = os.environ.get("WANDB_PROJECT", "dynw"), getattr(args, "wandb_id", None)
+            tracker = wandb.init(project=project, config=config, dir=folder, id=run_id, resume="allow")
+            args.wandb_id = tracker.id  # A checkpoint holds the arguments.
+            return tracker
 
 
 def log(metrics, step, samples, tracker, args):
@@ -657,10 +672,10 @@ def log(metrics, step, samples, tracker, args):
 def save_checkpoint(policy, optimizer, state, args):
     """Writes checkpoint.pt, one dictionary. It replaces the previous one only when it is complete."""
     policy_state, optimizer_state = get_state_dict(policy, optimizer, options=WHOLE)
-    random = torch.cuda if policy.device.type == "cuda" else torch
+    generator = torch.cuda if policy.device.type == "cuda" else torch
     checkpoint = {"origin": ORIGIN, "args": vars(args), "state": state}
     checkpoint |= {"policy": policy_state, "optimizer": optimizer_state}
-    checkpoint["rng"] = gathered([random.get_rng_state()])
+    checkpoint["rng"] = gathered([generator.get_rng_state()])
     path = Path(args.output_dir, "checkpoint.pt")
     if RANK == 0:
         with input_errors("--output-dir"):
@@ -725,6 +740,7 @@ def main():
         for layer in decoder_layers(policy):  # The model's own method needs training mode, which has dropout.
             layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if not checkpoint:  # Step 0 is the initial model.
+        seed_objectives(args.seed, 0)
         finish_step({}, actor, tokenizer, data, state, tracker, args)
 
     steps = range(state["step"] + 1, args.steps + 1)
@@ -742,6 +758,7 @@ def main():
         times.append(clock())
 
         # 2. Rewards, in float64: in float32, equal rewards could have a nonzero std, and so advantages.
+        seed_objectives(args.seed, step)
         state["total_tokens"] += step_tokens.item()
         mean_length = state["total_tokens"] / (step * num_responses)  # of all rollouts so far
         problems = [problem for problem in problems for _ in range(G)]

@@ -28,9 +28,14 @@ def rollouts(script, kind, tokenizer, G=1, limit=40, ends=(2, 7, *range(40, 80))
     It has several end tokens, of which the first is also the pad token.
     """
     model = random_model(kind, tokenizer).eval()
+    return model, rollouts_of(script, model, tokenizer, G, limit, ends)
+
+
+def rollouts_of(script, model, tokenizer, G=1, limit=40, ends=(2, 7, *range(40, 80))):
+    """Returns the rollout of `model`. See `rollouts`."""
     model.generation_config = GenerationConfig(eos_token_id=list(ends), pad_token_id=ends[0])
     torch.manual_seed(1)
-    return model, script.rollout(model, tokenizer, PROMPTS, G, limit, 4 * G)
+    return script.rollout(model, tokenizer, PROMPTS, G, limit, 4 * G)
 
 
 def advantage_args(size, baseline="whiten"):
@@ -365,6 +370,7 @@ def model_of(layers):
     """Returns a model with these decoder layers."""
     model = nn.Module()
     model.config, model.layers = Qwen3Config(num_hidden_layers=len(layers)), nn.ModuleList(layers)
+    model.get_decoder = lambda: model
     return model
 
 

@@ -315,6 +315,23 @@ def test_a_failed_picture_leaves_the_old_one_and_nothing_else(runs, monkeypatch)
     assert files(runs) == files_before
 
 
+def test_pictures_that_cannot_be_drawn_leave_the_results(runs, monkeypatch):
+    """For instance, a user's matplotlibrc may ask for a font that is missing."""
+    expected = compare.summary(runs / "A")
+
+    def fail(*_):
+        raise RuntimeError("Failed to process string with tex\nbecause latex could not be found")
+
+    monkeypatch.setattr(compare, "plot_curves", fail)
+    reason = "No pictures: Failed to process string with tex because latex could not be found"
+    assert compare.summary(runs / "A") == f"{expected}\n{reason}"
+
+
+def test_a_matplotlibrc_that_asks_for_latex_does_not_matter(runs):
+    with compare.matplotlib.rc_context({"text.usetex": True}):
+        assert "No pictures" not in compare.summary(runs / "A")
+
+
 def test_summary_draws_both_pictures(runs):
     text = compare.summary(runs / "A")
     assert text == compare.before_and_after(runs / "A")

@@ -9,6 +9,8 @@ import torch
 import transformers
 from conftest import SCRIPTS, read_lines, spy, weights_of
 from safetensors.torch import load_file
+from test_algorithm import PROMPTS, advantage_args, rollouts_of, separate_passes
+from test_rollouts import LINEAR, MAMBA
 
 SIZES = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4)
 SIZES |= dict(num_key_value_heads=2, head_dim=8, max_position_embeddings=128)
@@ -22,7 +24,12 @@ FAMILIES = {
     "Gemma": (transformers.GemmaConfig, SIZES),
     "Gemma2": (transformers.Gemma2Config, {**SIZES, "query_pre_attn_scalar": 8, "sliding_window": 16}),
     "GPT-2": (transformers.GPT2Config, dict(n_embd=32, n_layer=4, n_head=4, n_positions=128)),
+    # Hybrid models, with linear attention, convolutions, and state spaces beside attention.
+    "Qwen3.5": (transformers.Qwen3_5TextConfig, {**SIZES, **LINEAR}),
+    "LFM2": (transformers.Lfm2Config, {**SIZES, "layer_types": ["conv", "full_attention"] * 2}),
+    "Falcon-H1": (transformers.FalconH1Config, {**SIZES, **MAMBA}),
 }
+HYBRIDS = ["Qwen3.5", "LFM2", "Falcon-H1"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,44 @@ def test_one_update_changes_every_parameter(run_script, monkeypatch, family, nam
     assert any(metrics[1][f"influence/{k}"] != 0 for k in ("accuracy", "conciseness", "clarity"))
     configs = [json.loads((path / "config.json").read_text()) for path in (folder, output / "model")]
     assert configs[0]["architectures"] == configs[1]["architectures"]
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_padding_does_not_matter_in_hybrid_models(family, name):
+    """Their states must not contain padding: log-probabilities and Gram matrices are those without it."""
+    script = importlib.import_module("grpo_dynw")
+    model, tokenizer, _ = script.load_model(str(family(name)), "cpu")
+    batch = rollouts_of(script, model, tokenizer)
+    with torch.no_grad():
+        logprobs = script.token_logprobs(model, batch)
+        for i, prompt in enumerate(PROMPTS):
+            n = int(batch["lengths"][i])
+            response = batch["ids"][i, max(map(len, PROMPTS)) :][:n]
+            logits = model(torch.tensor([prompt + response.tolist()])).logits[0, len(prompt) - 1 : -1]
+            expected = torch.log_softmax(logits, -1)[torch.arange(n), response]
+            torch.testing.assert_close(logprobs[i, :n], expected, rtol=0, atol=1e-4)
+
+    reward = torch.rand(3, len(PROMPTS), generator=torch.Generator().manual_seed(0))
+    A = script.advantage(reward, batch["lengths"], advantage_args(3))
+    probed = script.probed_layers(model, 0.25, 0.75)
+    gradients = separate_passes(script, model, probed[0], batch, A)
+    micros = torch.tensor([3, 0, 5, 1, 4, 2]).split(4)
+    gram, _ = script.gram_matrix(model, probed, batch, micros, A, batch["lengths"].sum())
+    expected = (gradients @ gradients.T).double()
+    assert (gram - expected).norm() / expected.norm() < 1e-3
+
+
+def test_the_probe_takes_the_layers_of_the_text_decoder(tokenizer):
+    """The tower for images has as many layers, and comes first."""
+    script = importlib.import_module("grpo_dynw")
+    sizes = {**SIZES, "vocab_size": len(tokenizer)}
+    vision = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4)
+    vision |= dict(image_size=28, patch_size=14)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.Gemma3Config(text_config=sizes, vision_config=vision)
+    )
+    layers, linears = script.probed_layers(model, 0.25, 0.75)
+    assert list(layers) == list(model.model.language_model.layers[1:3]) and len(linears) == 14
 
 
 def test_without_a_chat_template_prompts_are_plain_text(run_script, family):

@@ -1,5 +1,6 @@
 """Runs that are resumed after a kill or after their end give the results of an uninterrupted run."""
 
+import random
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import (
@@ -21,6 +23,8 @@ from conftest import (
     weights_of,
     without_times,
 )
+
+import rewards
 
 WEIGHTINGS = ["fixed", "hypervolume", "gradient", "nash"]
 # The runs save checkpoints after steps 2 and 4. They are killed in step 4 and resumed from step 2. They are
@@ -244,6 +248,42 @@ def test_the_real_tensorboard_shows_every_step_once_after_a_resume(run, main, sc
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.step for event in events.Scalars("eval/hypervolume")] == [0, 1, 2, 3, 4]
+
+
+@shared
+def test_wandb_continues_its_run_after_a_resume(run, main, script, monkeypatch):
+    """The project comes from the environment, as users of W&B expect. A new run must get a new id."""
+    starts, logged = [], []
+
+    def init(**options):
+        starts.append(options)
+        return SimpleNamespace(
+            id=options["id"] or f"id{len(starts)}", log=lambda *_, step: logged.append(step)
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    _, folder = run("--report-to", "wandb", "--steps", "3", "--checkpoint-every", "2")
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    main(script, "--resume", folder, "--steps", "4")
+    assert [options["id"] for options in starts] == [None, "id1"] and starts[1]["resume"] == "allow"
+    assert [options["project"] for options in starts] == ["dynw", "mine"]
+    assert logged == [0, 1, 2, 3, 3, 4]
+
+
+@shared
+def test_objectives_with_random_numbers_are_the_same_after_a_resume(run, main, script, monkeypatch):
+    """Their random numbers come from Python or NumPy. They depend on the seed and on the step."""
+    chance = {"accuracy": lambda **_: random.random(), "clarity": lambda **_: np.random.rand()}
+    monkeypatch.setattr(rewards, "OBJECTIVES", {**rewards.OBJECTIVES, **chance})
+    flags = ["--checkpoint-every", "2", "--eval-every", "2"]
+    whole, _ = run(*flags, "--steps", "4", name="whole")
+    _, folder = run(*flags, "--steps", "2", name="resumed")
+    random.seed(5), np.random.seed(5)
+    main(script, "--resume", folder, "--steps", "4")
+    assert without_times(read_lines(folder / "metrics.jsonl")) == without_times(whole)
+    other, _ = run(*flags, "--steps", "1", "--seed", "2", name="other")
+    for key in ("rewards/accuracy/mean", "rewards/clarity/mean"):
+        assert len({whole[1][key], whole[2][key], whole[3][key], other[1][key]}) == 4
 
 
 @shared

@@ -719,6 +719,7 @@ BAD = {
     "no such device": ["--device", "toaster"],
     "no such model": ["--model", "no/such-model"],
     "not a model": ["--model", "{empty}"],
+    "the folder of an adapter": ["--model", "{adapter}"],
     "no such dataset": ["--dataset", "no/such-dataset"],
     "empty dataset": ["--dataset", "{empty}"],
     "missing columns": ["--dataset", "{columns}"],
@@ -748,10 +749,11 @@ def inputs(folders, tmp_path_factory):
             base / "unanswered", train=[*GOOD, {"problem": "?", "answer": None}], test=GOOD
         ),
         "broken": dataset(base / "broken", train=GOOD, test=GOOD),
-        **{name: base / name for name in ("empty", "partial", "endless")},
+        **{name: base / name for name in ("empty", "partial", "endless", "adapter")},
     }
     (paths["broken"] / "train.jsonl").write_text('{"problem": ')
-    paths["empty"].mkdir()
+    for name in ("empty", "adapter"):
+        paths[name].mkdir()
     (base / "empty.txt").write_text("Hello")
     shutil.copytree(folders["qwen3"], paths["partial"])
     weights = load_file(paths["partial"] / "model.safetensors")
@@ -763,7 +765,14 @@ def inputs(folders, tmp_path_factory):
         settings |= {"eos_token_id": None, "eos_token": None}
         (paths["endless"] / name).write_text(json.dumps(settings))
     (paths["endless"] / "chat_template.jinja").unlink()  # It would show how a turn ends.
+    (paths["adapter"] / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     return paths
+
+
+@shared
+def test_the_message_about_an_adapter_says_what_to_do(run, script, inputs, tmp_path, monkeypatch, capfd):
+    err = refused(run, script, tmp_path, monkeypatch, capfd, "--model", inputs["adapter"])
+    assert err.endswith("is an adapter; merge the adapter into its base model first\n")
 
 
 def refused(run, script, tmp_path, monkeypatch, capfd, *flags):
