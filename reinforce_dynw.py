@@ -115,6 +115,7 @@ def make_parser():
     flag("clip-high", 0.2, "clip the ratio above 1 + this")
     flag("clip-dual", 3.0, "clip the ratio above this for negative advantages")
     flag("eval-every", 5, "steps between evaluations")
+    flag("max-eval-problems", None, "evaluate on at most this many (default: all)", type=int)
     flag("checkpoint-every", 0, "steps between checkpoints, 0 for none")
     flag("output-dir", None, "folder of the run (default: a new one in runs)")
     flag("resume", None, "continue the run in this folder from its checkpoint")
@@ -157,7 +158,7 @@ def check_args(args):
         args.model = os.path.abspath(args.model)
 
     positive = {"mu", "max_new_tokens", "prompts_per_step", "updates_per_step", "eval_every"}
-    positive |= {"micro_batch_size", "rollout_batch_size"}
+    positive |= {"micro_batch_size", "rollout_batch_size", "max_eval_problems"}
     for name, value in vars(args).items():
         if isinstance(value, (int, float)) and not 0 <= value < 2**32 or name in positive and value == 0:
             fail(f"--{name.replace('_', '-')}: {value} is out of range")
@@ -295,9 +296,9 @@ def decoder_layers(model):
 def read_data(args, tokenizer, model):
     """Reads the splits that the run needs, and checks that the model can process their tokens."""
     splits = ["train", "test"] + ["validation"] * (args.weighting == "hypervolume")
-    options = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking
+    options = args.max_prompt_tokens, args.prompt_suffix, args.enable_thinking, args.max_eval_problems
     with input_errors("--dataset", ValueError):
-        data = rewards.read_problems(args.dataset, splits, tokenizer, *options)
+        data = rewards.read_problems(args.dataset, splits, tokenizer, *options, args.objectives)
     if min(map(len, data.values())) < WORLD:
         fail("--dataset: a split has fewer problems than there are processes")
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", math.inf)
@@ -396,7 +397,8 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True, graph=
     # Make the mask from the end tokens. Pad tokens cannot tell the end: they may be the same token.
     is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
-    texts = tokenizer.batch_decode([row[m] for row, m in zip(responses, mask)], skip_special_tokens=True)
+    tokens = [row[m] for row, m in zip(responses, mask & ~is_end)]  # An end token need not be special.
+    texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
     lengths, cut_off = mask.sum(1), ~is_end.any(1)
     responses, mask = responses[:, : lengths.max()], mask[:, : lengths.max()]  # (N, R)
     ids, attention = torch.cat([ids, responses], 1), torch.cat([attention, mask.long()], 1)  # (N, T)

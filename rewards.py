@@ -18,12 +18,21 @@ problem's row, and returns a number. Its performance is its reward, unless PERFO
     PERFORMANCE["brevity"] = lambda reward, length, limit: 1 - length / limit
 """
 
-import contextlib
+import functools
+import glob
+import inspect
+import io
+import json
 import math
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import datasets
+import fsspec
+import numpy as np
+import pandas
+import pyarrow.parquet
 import torch
 from jinja2 import TemplateError
 
@@ -40,21 +49,51 @@ PAPER_DATASETS = {
     "math-algebra": "DigitalLearningGmbH/MATH-lighteval:algebra",
 }
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
+QUESTION_COLUMNS = ["problem", "question", "prompt"]
+ANSWER_COLUMNS = ["answer", "reward_model", "solution"]  # verl has {"ground_truth": ...} in reward_model.
+FILE_TYPES = {"csv": "csv", "tsv": "csv", "parquet": "parquet", "json": "json", "jsonl": "json"}
 
 
-def objective(function):
-    """Registers `function` in OBJECTIVES under its name and returns it unchanged."""
-    OBJECTIVES[function.__name__] = function
+def objective(function, name=None):
+    """
+    Registers `function`, any callable, in OBJECTIVES and returns it unchanged.
+
+    name: by default, that of the function, of the function in a partial, or of the class of an instance.
+    ValueError if the name is taken. The accuracy of this file is the only objective that can be replaced.
+    """
+    inner = function.func if isinstance(function, functools.partial) else function
+    name = name or getattr(inner, "__name__", type(inner).__name__)
+    if not callable(function) or not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(f"{name}: an objective is a callable with a name; use objective(function, name=...)")
+    if OBJECTIVES.get(name, function) is not function and OBJECTIVES[name] is not MATH_ACCURACY:
+        raise ValueError(f"objective {name} exists: use another name, as in objective(function, name=...)")
+    OBJECTIVES[name] = function
     return function
+
+
+def needs_answer(function):
+    """
+    Whether an objective needs the ground truth: it has a parameter `answer` without a default, or it reads
+    the word "answer" from its keywords, as in kwargs["answer"].
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # Some functions written in C do not tell their parameters.
+        return True
+    if "answer" in parameters:
+        return parameters["answer"].default is inspect.Parameter.empty
+    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
+    return "answer" in getattr(code, "co_consts", ())
 
 
 def score(objectives, responses, problems, lengths, mean_length, step=0, split="train"):
     """
-    Returns the rewards of N responses in K objectives, named as in OBJECTIVES: N lists of K numbers.
+    Returns the rewards of N responses in K objectives, named as in OBJECTIVES: N lists of K floats.
 
     problems: N dictionaries, as from `read_problems`. lengths, mean_length: in tokens. split: for errors.
     An exception of an objective gets a note that names the objective, the split, the step and the prompt.
-    ValueError if an objective returns something that is not a finite number.
+    ValueError if an objective returns something that float() does not convert to a finite number.
     """
     functions = [OBJECTIVES[name] for name in objectives]
     rewards = []
@@ -62,27 +101,22 @@ def score(objectives, responses, problems, lengths, mean_length, step=0, split="
         arguments = {"response": response, "length": length, "mean_length": mean_length, "step": step}
         row = []
         for name, function in zip(objectives, functions):
+            prompt = str(problem.get("prompt", ""))
+            prompt = prompt[:160] + "..." if len(prompt) > 160 else prompt
+            call = f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
             try:
                 value = function(**{**problem, **arguments})
             except Exception as error:
-                error.add_note(describe_call(name, problem, split, step))
+                error.add_note(call)
                 raise
-
-            with contextlib.suppress(AttributeError, ValueError, RuntimeError):
-                value = value.item()  # NumPy and torch scalars become Python numbers.
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                call = describe_call(name, problem, split, step)
-                raise ValueError(f"an objective must return a finite number, not {value!r:.80}\n{call}")
-            row.append(value)
+            try:
+                row.append(float(value))
+            except Exception:
+                row.append(math.nan)
+            if not math.isfinite(row[-1]):
+                raise ValueError(f"a reward must be a finite number, not {value!r:.80}: {call}")
         rewards.append(row)
     return rewards
-
-
-def describe_call(name, problem, split, step):
-    """Returns two lines for an error: the objective, split and step, and the beginning of the prompt."""
-    prompt = str(problem.get("prompt", ""))
-    prompt = prompt[:160] + "..." if len(prompt) > 160 else prompt
-    return f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
 
 
 def performance(objectives, rewards, length, limit):
@@ -98,16 +132,18 @@ def performance(objectives, rewards, length, limit):
 
 
 @objective
-def accuracy(response, answer, **_):
+def accuracy(response, answer, as_in_paper=False, **_):
     r"""
-    Returns 1.0 if the last `\boxed{...}` in `response` equals `answer`, else 0.0.
+    Returns 1.0 if the last `\boxed{...}` in `response` equals `answer` after both are normalised, else 0.0.
 
-    Both are normalised as in the evaluation of MATH (Hendrycks et al., arXiv:2103.03874) and compared as
-    strings. Normalising unifies notation but computes nothing, so 2/4 is not 1/2. A response without a box is
-    wrong, and so is one whose last box is not closed.
+    Normalising unifies notation but computes nothing, so 2/4 is not 1/2. A response without a box is wrong,
+    and so is one whose last box is not closed. as_in_paper: compare as the paper does, see `normalise`.
     """
     boxed = last_boxed(response)
-    return float(boxed is not None and normalise(boxed) == normalise(answer))
+    return float(boxed is not None and normalise(boxed, as_in_paper) == normalise(answer, as_in_paper))
+
+
+MATH_ACCURACY = accuracy
 
 
 @objective
@@ -157,13 +193,70 @@ def last_boxed(text):
     return None
 
 
-def normalise(text):
-    r"""
-    Returns an answer in uniform notation: the steps of `strip_string` in the evaluation of MATH, in order.
+# What people write around an answer. Each alternative has one group: the text inside.
+WRAPPER = re.compile(
+    r"""\$\$?((?:\\.|[^$\\])+)\$\$? | \\\(((?:(?!\\[()]).)+)\\\) | \\\[((?:(?!\\[][]).)+)\\\]
+    | \\begin\{(?:equation|align|gather|displaymath|math)\*?\}(.+)\\end\{[a-z]+\*?\}
+    | \\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|boldsymbol|bm|mbox)\{((?:[^{}]|\{[^{}]*\})*)\}
+    | \*+([^*]+)\*+ | `+([^`]+)`+ | <(?:b|strong)>(.+)</(?:b|strong)>                 # bold, code
+    | "([^"]*)" | \[\s*"([^"]*)"\s*\] | \[\s*'([^']*)'\s*\] | \[([^][,"']*)\]         # a list of one
+    | \**(?:the\ )?(?:final\ |correct\ )?answer\**\s*(?:is\b|[:=])\**\s*:?(.+)        # "Answer: 5"
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
 
-    Where a step fails (two units, a bare `\frac`), MATH compares the strings as they are. Here, that step is
-    skipped.
+
+def unwrap(text):
     """
+    Returns the answer in a ground truth: the text in the last answer tags, after the last </think> or ####,
+    or in the last box. What WRAPPER matches around it and a final period are removed.
+    """
+    text = re.split(r"(?i)</(?:\w*answer|solution)>", text)[-2:][0]
+    text = re.split(r"(?i)<(?:\w*answer|solution)>|</think>|####", text)[-1]
+    boxed = last_boxed(text)
+    text = text if boxed is None else boxed
+    for _ in range(8):  # Wrappers may be nested. A limit keeps the time linear in the text.
+        text = text.strip().rstrip(". \n")
+        match = WRAPPER.fullmatch(text)
+        if match is None:
+            break
+        text = match[match.lastindex]
+    return text
+
+
+def without_separators(text):
+    r"""Returns `text` without thousands separators, as in 2,125 or 2{,}125. In (1,234), a comma is none."""
+    text = re.sub(r"(?<=\d)(?:\{,\}|,\s*\\!\s*|\s*\\[!,;: ]\s*|[\s~_'’])(?=\d{3}(?!\d))", "", text)
+    if re.search(r"[(\[]|\\\{", text):
+        return text
+    # Groups of two digits are Indian notation. Two points or more are German, for example.
+    number = r"(?<![\d,.])[1-9]\d{0,2}(?:(?:,\d{3}|,\d\d(?=,\d))+(?!\d|,\d)|(?:\.\d{3}){2,}(?![\d.]))"
+    return re.sub(number, lambda match: re.sub("[,.]", "", match[0]), text)
+
+
+def bare_number(text):
+    """Returns a number without separators, leading zeros and exponent: 2125, 33, 0.001. Keeps other text."""
+    number = without_separators(text)
+    return format(Decimal(number), "f") if NUMBER.fullmatch(number) else text
+
+
+def normalise(text, as_in_paper=False):
+    r"""
+    Returns an answer in uniform notation: the steps of `strip_string` in the evaluation of MATH (Hendrycks et
+    al., arXiv:2103.03874), in order. Where a step fails (two units, a bare `\frac`), MATH compares the
+    strings as they are. Here, that step is skipped.
+
+    as_in_paper: take only these steps. Otherwise, wrappers, thousands separators, leading and trailing zeros
+    of numbers, spaces of LaTeX and the signs $, % and ° are removed, too.
+    """
+    if not as_in_paper:
+        text = unwrap(text)
+        for sign, replacement in {"−": "-", "–": "-", "π": r"\pi", "∞": r"\infty"}.items():
+            text = text.replace(sign, replacement)
+        text = re.sub(r"\\?[$%]|°", "", text)
+        text = re.sub(r"(?<!\\)\\[,;: ]|~", " ", without_separators(text))
+
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
@@ -182,42 +275,62 @@ def normalise(text):
     text = text.replace(" ", "")
     text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
+    if not as_in_paper:
+        text = "".join(text.split())
+        number = format(Decimal(text), "f") if NUMBER.fullmatch(text) else ""
+        text = number.rstrip("0").rstrip(".") if "." in number else number or text
     text = r"\frac{1}{2}" if text == "0.5" else text
     # A pattern recognises integers, because int(), which MATH uses, raises an error for thousands of digits.
     return re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
 
 
-def read_problems(dataset, splits, tokenizer, max_prompt_tokens, suffix=None, enable_thinking=False):
+def read_problems(
+    dataset,
+    splits,
+    tokenizer,
+    max_prompt_tokens,
+    suffix=None,
+    enable_thinking=False,
+    max_eval_problems=None,
+    objectives=("accuracy",),
+):
     """
     Returns the problems of each of `splits`, by name: lists of dictionaries with prompt (text), prompt_ids
     (token ids), answer (text) and all other columns. Prompts over `max_prompt_tokens` tokens are left out.
 
     suffix: text after each problem (None: the paper's on the paper's datasets, none on others).
-    enable_thinking: passed to the chat template. ValueError if a split or a row cannot be used.
+    enable_thinking: passed to the chat template. max_eval_problems: how many problems of the splits test and
+    validation are used at most (None: all). They are evenly spaced, and so the same in each run. objectives:
+    names. If none of them needs an answer, a row may have none, and then its answer is None. ValueError if a
+    split or a row cannot be used.
     """
     is_paper = dataset in PAPER_DATASETS
     if suffix is None:
         suffix = PAPER_SUFFIX if is_paper else ""
+    functions = [OBJECTIVES[name] for name in objectives]
     data, problems = load_splits(dataset), {}
 
     for split in splits:
-        if split not in data or len(data[split]) == 0:
+        if not data.get(split):
             raise ValueError(f"split {split} is missing or empty (a single split needs 5 rows to be divided)")
-        chats, answers = read_rows(data[split], split, suffix)
-        if not is_paper:  # The paper's evaluation, that of MATH, compares numbers as they are written.
-            answers = [bare_number(answer) for answer in answers]
-        check_answers(answers, split)
-
-        prompts, token_ids = tokenize(chats, tokenizer, enable_thinking)
-        problems[split] = [
-            {**row, "prompt": prompt, "prompt_ids": ids, "answer": answer}
-            for row, prompt, ids, answer in zip(data[split], prompts, token_ids, answers)
+        rows = read_rows(data[split], split, suffix, any(map(needs_answer, functions)), is_paper)
+        if MATH_ACCURACY in functions:
+            check_answers([row["answer"] for row in rows], split)
+        prompts, token_ids = tokenize([row["prompt"] for row in rows], tokenizer, enable_thinking)
+        rows = [
+            {**row, "prompt": prompt, "prompt_ids": ids}
+            for row, prompt, ids in zip(rows, prompts, token_ids)
             if len(ids) <= max_prompt_tokens
         ]
-        if not problems[split]:
+        if not rows:
             raise ValueError(f"all prompts of split {split} are over {max_prompt_tokens} tokens")
-        if left_out := len(prompts) - len(problems[split]):
+        if left_out := len(prompts) - len(rows):
             print(f"{split}: left out {left_out} of {len(prompts)} prompts, over {max_prompt_tokens} tokens")
+
+        n = len(rows) if split == "train" else min(max_eval_problems or len(rows), len(rows))
+        if n < len(rows):
+            print(f"{split}: {n} of {len(rows)} problems are used, evenly spaced (--max-eval-problems)")
+        problems[split] = [rows[i * len(rows) // n] for i in range(n)]
 
     first = next(iter(problems.values()))[0]
     counts = ", ".join(f"{len(rows)} {split}" for split, rows in problems.items())
@@ -235,8 +348,8 @@ def problems_of_step(problems, step, size, seed):
 
 def load_splits(dataset):
     """
-    Returns the splits of a dataset, by name. The dataset is a folder, a json(l) or parquet file, a name on
-    the Hub (NAME or NAME:CONFIGURATION), or a name in PAPER_DATASETS.
+    Returns the splits of a dataset, by name, as lists of rows (dictionaries). The dataset is a folder, a file
+    (json, jsonl, csv, parquet), a name on the Hub (NAME or NAME:CONFIGURATION), or one of PAPER_DATASETS.
 
     Missing splits are made as in the paper: a single split is shuffled and divided into 60% train, 20% test
     and 20% validation; with train and test alone, the first half of test becomes validation.
@@ -247,99 +360,178 @@ def load_splits(dataset):
         splits = load_files(dataset)
     except Exception as error:  # Each file type has a reader with exceptions of its own.
         cause = error.__cause__ or error
-        raise ValueError(f"{dataset} cannot be read: {str(cause) or repr(cause)}") from None
+        kinds = "a folder, a file (json, jsonl, csv, parquet) or a name on the Hub"
+        raise ValueError(f"{dataset} cannot be read as {kinds}: {str(cause) or repr(cause)}") from None
 
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
-        train, rest = rows.train_test_split(0.4, seed=42).values()
-        test, validation = rest.train_test_split(0.5, seed=42).values()
+        # Shuffle like train_test_split(seed=42) of the library datasets, which the paper's code calls twice.
+        rest, train = np.split(np.random.default_rng(42).permutation(len(rows)), [math.ceil(0.4 * len(rows))])
+        validation, test = np.split(np.random.default_rng(42).permutation(rest), [math.ceil(0.5 * len(rest))])
         sizes = f"{len(train)} train, {len(test)} test, {len(validation)} validation problems"
         print(f"the dataset has one split, which is divided into {sizes}")
-        return {"train": train, "test": test, "validation": validation}
+        places = {"train": train, "test": test, "validation": validation}
+        return {split: [rows[i] for i in places[split]] for split in places}
     if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
         print(f"no validation split: it takes the first {half} of the {len(splits['test'])} test problems")
-        return {**splits, "validation": splits["test"].take(half), "test": splits["test"].skip(half)}
+        return {**splits, "validation": splits["test"][:half], "test": splits["test"][half:]}
     return splits
 
 
 def load_files(dataset):
-    """Returns the splits that a dataset has, by name."""
-    if Path(dataset).is_file():
-        file_type = "parquet" if dataset.endswith(".parquet") else "json"
-        return datasets.load_dataset(file_type, data_files=dataset)
-    source = [dataset] if Path(dataset).is_dir() else PAPER_DATASETS.get(dataset, dataset).split(":", 1)
+    """Returns the splits that a dataset has, by name, as lists of rows. A path has no wildcards."""
+    path = Path(dataset)
+    if path.is_file():
+        return {"train": read_file(dataset)}
+    if path.is_dir() and not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        source = [dataset]
+        if glob.has_magic(dataset):  # The library takes an escaped name only after a file type.
+            types = {FILE_TYPES.get(file.suffix[1:]) for file in path.rglob("*")} - {None}
+            source = [min(types, default="json"), None, glob.escape(dataset)]
+        files = datasets.load_dataset_builder(*source).config.data_files
+        return {str(split): sum(map(read_file, files[split]), []) for split in files}
+
+    source = PAPER_DATASETS.get(dataset, dataset).split(":", 1)
     try:
-        return datasets.load_dataset(*source)
+        splits = datasets.load_from_disk(dataset) if path.is_dir() else datasets.load_dataset(*source)
+        splits = splits if isinstance(splits, dict) else {"train": splits}
     except datasets.exceptions.DatasetGenerationError:  # The columns of the splits differ.
         builder, splits = datasets.load_dataset_builder(*source), {}
         for split, files in (builder.config.data_files or {}).items():
-            splits[str(split)] = datasets.load_dataset(builder.name, data_files={split: files})[split]
-        return splits
+            splits[split] = datasets.load_dataset(builder.name, data_files={split: files})[split]
+    return {str(split): table_rows(rows.with_format("arrow")[:]) for split, rows in splits.items()}
 
 
-def read_rows(rows, split, suffix):
-    """Returns the questions (chats, with `suffix` at the end) and the answers. ValueError names the row."""
-    chats, answers = [], []
+def read_file(path):
+    """Returns the rows of a json, jsonl, csv or parquet file. Answers keep the digits that were written."""
+    raw = fsspec.filesystem("file").open(path, compression="infer").read()
+    ends = [end[1:] for end in reversed(Path(path.lower()).suffixes)]
+    file_type = next((FILE_TYPES[end] for end in ends if end in FILE_TYPES), "json")
+    try:
+        if file_type == "parquet":
+            return table_rows(pyarrow.parquet.read_table(pyarrow.BufferReader(raw)))
+        text = raw.decode("utf-8-sig")
+        if file_type == "csv":
+            separator = max(",;\t", key=text.partition("\n")[0].count)
+            as_text = {name: str for name in QUESTION_COLUMNS + ANSWER_COLUMNS}
+            table = pandas.read_csv(io.StringIO(text), sep=separator, converters=as_text)
+            if not isinstance(table.index, pandas.RangeIndex):  # pandas takes the first fields as names.
+                raise ValueError("the rows have more fields than the header: put quotes around commas")
+            return table.astype(object).where(table.notna(), None).to_dict("records")
+        if not text.lstrip().startswith("["):  # Lines of JSON become a list.
+            text = "[" + ",\n".join(filter(str.strip, text.split("\n"))) + "]"
+        rows, exact_rows = json.loads(text), json.loads(text, parse_float=str)
+        for row, exact in zip(rows, exact_rows):
+            row |= {name: exact[name] for name in ANSWER_COLUMNS if name in exact}
+        return rows
+    except UnicodeDecodeError:
+        encoding = "UTF-16" if b"\0" in raw else "WINDOWS-1252"
+        raise ValueError(
+            f"{path} is not in UTF-8; if it is text, try: iconv -f {encoding} -t UTF-8"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a valid {file_type} file: {error}") from None
+
+
+def table_rows(table):
+    """Returns the rows of an Arrow table. A float in a column of answers keeps the column's precision."""
+
+    def with_precision(value, kind):
+        if isinstance(value, list):
+            return [with_precision(item, kind.value_type) for item in value]
+        if isinstance(value, dict):
+            return {name: with_precision(item, kind.field(name).type) for name, item in value.items()}
+        return getattr(np, f"float{kind.bit_width}")(value) if isinstance(value, float) else value
+
+    rows, names = table.to_pylist(), set(ANSWER_COLUMNS) & set(table.column_names)
+    for row in rows:
+        row |= {name: with_precision(row[name], table.schema.field(name).type) for name in names}
+    return rows
+
+
+def read_rows(rows, split, suffix, needs_answers, is_paper):
+    """Returns `rows` with prompts (chats with `suffix` at the end) and answers. ValueError names the row."""
+    # Of several columns, read the one with the most text: a conversation rather than a bare question.
+    sizes = {name: sum(len(str(row.get(name) or "")) for row in rows) for name in QUESTION_COLUMNS}
+    columns, problems = sorted(QUESTION_COLUMNS, key=sizes.get, reverse=True), []
+    if any(row.get(columns[0]) and row.get(columns[1]) for row in rows):
+        print(f"{split}: the questions are in column {columns[0]}, which has more text than {columns[1]}")
     for number, row in enumerate(rows, 1):
         try:
-            chat, answer = read_question(row), read_answer(row)
+            chat, answer = read_question(row, columns), read_answer(row, is_paper)
+            if answer is None and needs_answers:
+                raise ValueError("column answer, reward_model.ground_truth or solution needs one value")
         except ValueError as error:
             raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
-        chats.append([*chat[:-1], {**chat[-1], "content": chat[-1]["content"] + suffix}])
-        answers.append(answer)
-    return chats, answers
+        chat[-1]["content"] += suffix
+        problems.append({**row, "prompt": chat, "answer": answer, "as_in_paper": is_paper})
+    return problems
 
 
-def read_question(row):
-    """Returns a row's first of problem, question and prompt, as chat messages. ValueError if not text."""
-    question = next((row[name] for name in ("problem", "question", "prompt") if name in row), None)
-    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    is_chat = isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
-    contents = [message.get("content") for message in messages] if is_chat else []
-    is_text = contents and all(isinstance(content, str) and content.strip() for content in contents)
-    if not is_text or messages[-1].get("role") != "user":
-        raise ValueError("column problem, question or prompt needs text, or messages, the last from a user")
-    return messages
+def read_question(row, columns=QUESTION_COLUMNS):
+    """Returns the first of `columns` with a value, as chat messages with text. ValueError if not possible."""
+    name = next((name for name in columns if str(row.get(name) or "").strip()), None)
+    if name is None:
+        raise ValueError(f"one of the columns {', '.join(QUESTION_COLUMNS)} needs a value")
+    messages = [{"role": "user", "content": row[name]}] if isinstance(row[name], str) else row[name]
+    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        raise ValueError(f"column {name} needs text or chat messages")
+    chat = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content") or ""
+        parts = content if isinstance(content, list) else [content]
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        fault = None
+        if not isinstance(role, str) or number == len(messages) and role != "user":
+            fault = f"has role {role!r}: each message needs a role, and the last one must be user"
+        elif not all(isinstance(text, str) for text in texts):
+            fault = "has content that is not text: leave out images and other parts"
+        elif role in ("user", "assistant") and not message.get("tool_calls") and not "".join(texts).strip():
+            fault = "has no content: write some, or leave out the message"
+        if fault:
+            raise ValueError(f"message {number} of column {name} {fault}")
+        # Arrow adds all keys to all messages, with the value None.
+        filled = {key: value for key, value in message.items() if value is not None}
+        chat.append({**filled, "content": "".join(texts)})
+    return chat
 
 
-def read_answer(row):
-    """Returns a row's first of answer, reward_model.ground_truth (verl) and solution. ValueError if none."""
+def read_answer(row, is_paper=False):
+    """
+    Returns the ground truth in a row's first of answer, reward_model.ground_truth (verl) and solution that
+    has a value, or None. It is text with the digits that were written. ValueError if they are lost.
+    """
     verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
-    values = (row.get("answer"), verl, row.get("solution"))
-    value = next((value for value in values if value is not None), None)
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # A single decimal in a column turns all its integers into floats.
-
-    is_number = isinstance(value, (int, float)) and math.isfinite(value)
-    answer = clean_answer(str(value)) if is_number or isinstance(value, str) else ""
-    if not answer.strip():
-        raise ValueError(f"column answer, reward_model.ground_truth or solution needs a value, not {value!r}")
-    return answer
-
-
-def clean_answer(text):
-    """Returns the answer in a solution: the last box after ####, or the text there, without $ around it."""
-    text = text.rpartition("####")[2]
-    boxed = last_boxed(text)
-    text = text.strip() if boxed is None else boxed
-    return text[1:-1] if re.fullmatch(r"\$[^$]+\$", text) else text
-
-
-def bare_number(text):
-    """Returns a number without thousands commas and leading zeros: 2125 for 2,125. Keeps any other text."""
-    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
-    return re.sub(r"^(-?)0+(?=\d+\Z)", r"\1", text)
+    values = [row.get("answer"), verl, row.get("solution")]
+    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
+    values = [value for value in values if value is not None and value == value and str(value).strip(" []")]
+    if not values or isinstance(value := values[0], (list, dict)):
+        return None
+    if isinstance(value, (float, np.floating)):
+        if not abs(value) < 2 / np.finfo(value).eps:  # Above, not every integer is a float.
+            raise ValueError(f"the answer {value} may have lost digits as a float: write it as text")
+        value = np.format_float_positional(value, trim="-")
+    text = str(value).removesuffix(" 00:00:00")  # Some loaders turn a date into a time.
+    if is_paper:
+        boxed = last_boxed(text)
+        return text if boxed is None else boxed
+    return bare_number(unwrap(text)).strip() or None
 
 
 def check_answers(answers, split):
-    """Prints how many answers earn no accuracy even if a box repeats them. ValueError if all are such."""
-    unreachable = [answer for answer in answers if not accuracy(rf"\boxed{{{answer}}}", answer)]
-    if len(unreachable) == len(answers):
-        raise ValueError(f"no answer of split {split} earns accuracy in a box; the first is {answers[0]!r}")
-    if unreachable:
-        count = f"{len(unreachable)} of {len(answers)} answers"
-        print(f"{split}: {count} do not earn accuracy even in a box; the first is {unreachable[0]!r}")
+    """Warns of answers that a box is unlikely to match: broken or long text, or text among numbers."""
+    # Commands, environments and units of LaTeX do not count as words.
+    no_words = re.compile(r"\\(?:text|mbox)\{ .*|\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+")
+    texts = [no_words.sub(" ", answer) for answer in answers]
+    words = [len(re.findall(r"[^\W\d_]{2,}", text)) for text in texts]
+    max_words = 1 if words.count(0) > len(words) / 2 else 4
+    unlikely = []
+    for number, (answer, text, count) in enumerate(zip(answers, texts, words), 1):
+        is_broken = last_boxed(rf"\boxed{{{answer}}}") != answer or re.search(r"\n|<\w|://|\",", answer)
+        if is_broken or count > max_words or (count == max_words == 1 and re.search(r"\d", text)):  # 5 apples
+            unlikely.append(f"row {number}, {answer!r:.100}")
+    if unlikely:
+        count = f"{len(unlikely)} of {len(answers)} answers cannot be earned in a box, or hardly ever"
+        print(f"{split}: warning: {count}, such as that of {unlikely[0]}")
 
 
 def tokenize(chats, tokenizer, enable_thinking):
@@ -361,14 +553,14 @@ def tokenize(chats, tokenizer, enable_thinking):
 
 def turn_end(tokenizer):
     """
-    Returns the id of the special token that ends a turn in the chat template, or None.
+    Returns the id of the added token that ends a turn in the chat template, or None.
 
-    This token must end responses, too, but the generation settings of a base model do not list it.
+    This token must end responses, too, but the generation settings of a base model do not list it. It need
+    not be declared special. A word of the vocabulary that follows a turn, like "Human", does not count.
     """
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "XYZ"}]
-    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2]
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2].lstrip()
     first = next(iter(tokenizer(rest, add_special_tokens=False)["input_ids"]), None)
-    token = tokenizer.added_tokens_decoder.get(first)
-    return first if token is not None and token.special else None
+    return first if first in tokenizer.added_tokens_decoder else None

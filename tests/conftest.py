@@ -41,7 +41,7 @@ SMALL += ["--max-new-tokens", "12", "--eval-every", "1", "--learning-rate", "1e-
 # Random models never give a correct answer. These rewards replace accuracy and clarity: random text gets each
 # of them by chance.
 CHANCE_REWARDS = {
-    "accuracy": lambda response, **_: float(len(response) % 2),
+    "accuracy": lambda response, answer, **_: float(len(response) % 2),
     "clarity": lambda response, **_: float(len(set(response)) > 8),
 }
 

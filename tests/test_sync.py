@@ -173,7 +173,17 @@ CONSTANTS = dict.fromkeys(
 )
 CONSTANTS["compare"] = {"COLOURS", "MARKERS", "STYLE", "ON_TEST"}
 CONSTANTS["rewards"] = {"OBJECTIVES", "PERFORMANCE", "PAPER_DATASETS", "PAPER_SUFFIX"}
-CONSTANTS["rewards"] |= {"ENUMERATOR", "ORDINAL", "FILLED_BOX"}
+CONSTANTS["rewards"] |= {
+    "ENUMERATOR",
+    "ORDINAL",
+    "FILLED_BOX",
+    "MATH_ACCURACY",
+    "QUESTION_COLUMNS",
+    "ANSWER_COLUMNS",
+    "FILE_TYPES",
+    "WRAPPER",
+    "NUMBER",
+}
 CONSTANTS["hypervolume"] = set()
 
 
