@@ -15,8 +15,8 @@ Each response has K rewards, r_vec. The policy maximizes their weighted sum w . 
     nash         w_k = w0_k / p_k / Z, where w0 are the initial weights and p is the mean performance of the
                  step's responses. This weighting is ours, not the paper's.
 
-Z normalizes the weights. A reward scores one response. A performance is what evaluations report: by
-default, the mean reward.
+Z normalizes the weights. A reward scores one response. A performance is what an evaluation reports. It is the
+mean reward, unless rewards.PERFORMANCE defines another one.
 
 Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
 P prompt tokens (padded on the left), R response tokens (padded on the right), T = P + R.
@@ -56,11 +56,11 @@ TINY = Path(__file__).parent / "tiny"  # the embedded model and data
 ALGORITHM = Path(__file__).stem.removesuffix("_dynw")
 SHARDED = "LOCAL_RANK" in os.environ  # Under torchrun, parameters are sharded, even with one process.
 RANK, WORLD = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE")) if SHARDED else (0, 1)
-ORIGIN = f"{ALGORITHM}_dynw.py with {WORLD} processes"  # must be the same on --resume
+ORIGIN = f"{ALGORITHM}_dynw.py with {WORLD} processes"  # --resume refuses other checkpoints.
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # A checkpoint holds whole tensors.
 # The flags that --resume may change. A dataset may have moved.
 MAY_CHANGE = {"steps", "eval_every", "checkpoint_every", "report_to", "dataset", "device", "micro_batch_size"}
-MAY_CHANGE |= {"cuda_graph"}
+MAY_CHANGE |= {"cuda_graph", "gradient_checkpointing"}
 
 
 # ---------- Arguments ----------
@@ -100,9 +100,9 @@ def make_parser():
     flag("updates-per-step", 1, "policy updates, each on its share of the problems")
     flag("micro-batch-size", 32, "responses in a backward pass; does not change results")
     flag("rollout-batch-size", 128, "responses generated at once, at least those to one problem")
-    help = "replay the decoding step as a CUDA graph; not tried on a GPU yet (default: no)"
-    parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction, default=False, help=help)
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    switch = {"action": argparse.BooleanOptionalAction, "default": False}
+    parser.add_argument("--cuda-graph", **switch, help="faster rollouts; not tried on a GPU yet")
+    parser.add_argument("--gradient-checkpointing", **switch, help="less memory, more time")
     flag("learning-rate", 2e-5, "learning rate of AdamW")
     flag("lr-schedule", "constant", "polynomial decays to 0", ["constant", "polynomial"])
     flag("weight-decay", 0.01, "weight decay of AdamW")
@@ -112,7 +112,7 @@ def make_parser():
     # --- end ---
     flag("clip-low", 0.2, "clip the ratio below 1 - this")
     flag("clip-high", 0.2, "clip the ratio above 1 + this")
-    flag("clip-dual", 3.0, "clip the ratio above this for negative advantages")
+    flag("clip-dual", 3.0, "for A < 0, limit a token's loss to this times |A|")
     flag("eval-every", 5, "steps between evaluations")
     flag("max-eval-problems", None, "evaluate on at most this many (default: all)", type=int)
     flag("checkpoint-every", 0, "steps between checkpoints, 0 for none")
@@ -123,7 +123,7 @@ def make_parser():
 
 
 def parse_args():
-    """Returns the arguments and, with --resume, the checkpoint. Its arguments are then the defaults."""
+    """Returns the arguments and, with --resume, the checkpoint. The defaults are then those of its run."""
     parser = make_parser()
     args = parser.parse_args()
     if args.resume is None:
@@ -187,7 +187,7 @@ def fail(message):
     """Prints one line about the user's input, once per machine, and exits with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         tqdm.write(f"{ALGORITHM}_dynw.py: error: {message}", file=sys.stderr)
-    else:  # torchrun stops all processes when one ends: let the first one print.
+    else:  # The first process needs time to print, because torchrun stops all processes when one exits.
         sleep(3)
     sys.exit(2)
 
@@ -226,7 +226,7 @@ def start_process(args):
 
 
 def seed_objectives(seed, step):
-    """Objectives may use random numbers. Seeds of each step make them the same after --resume."""
+    """Seeds the random numbers that objectives may use, so that --resume draws the same numbers."""
     random.seed(f"{seed} {step} {RANK}")
     np.random.seed([seed, step, RANK])
 
@@ -320,13 +320,13 @@ def copy_weights(policy, actor):
 
 def draw(logits):
     """Samples a token (B, 1) from each row of logits (B, V), at temperature 1."""
-    # Inverts the cumulative distribution. Its sums over a large vocabulary need float64.
+    # torch.multinomial would wait for the GPU. Sums over a large vocabulary need float64.
     cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
     return torch.searchsorted(cdf, torch.rand_like(cdf[:, :1]) * cdf[:, -1:], right=True)
 
 
 def capture(step):
-    """Records the operations of `step` as a CUDA graph, and returns a function that repeats them."""
+    """Records `step` as a CUDA graph, without running it. Returns a function that runs the graph."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -342,7 +342,7 @@ def respond(model, ids, attention, limit, sample, graph=False):
     size, config = ids.shape[1] + limit, model.generation_config
     end_ids = torch.tensor(config.eos_token_id, device=ids.device)
     cache = transformers.StaticCache(config=model.config, max_cache_len=size)
-    # A graph cannot replay the Python code of a sliding layer. In a full layer, the mask has the window.
+    # A graph cannot replay the Python branches of a sliding layer. In a full layer, the mask has the window.
     sliding, full = transformers.cache_utils.StaticSlidingWindowLayer, transformers.cache_utils.StaticLayer
     cache.layers = [full(size) if type(layer) is sliding else layer for layer in cache.layers]
 
@@ -357,11 +357,14 @@ def respond(model, ids, attention, limit, sample, graph=False):
 
     tokens = next_tokens(ids, attention, (attention.cumsum(1) - 1).clamp(min=0))
     positions = attention.sum(1, keepdim=True)  # (B, 1), of these tokens
-    attention = nn.functional.pad(attention, (0, limit), value=1)  # (B, P + limit)
-    rows, replay = torch.arange(len(ids), device=ids.device), None  # the rows of unfinished responses
+    attention = nn.functional.pad(attention, (0, limit), value=1)  # The causal mask hides later tokens.
     responses = ids.new_full((len(ids), limit), config.pad_token_id)
+    rows = torch.arange(len(ids), device=ids.device)  # Row i of the batch continues response rows[i].
+    replay = None
     for t in range(limit):
         responses[rows, t] = tokens.squeeze(1)
+        if t == limit - 1:
+            break
         if t % 16 == 15:  # Look for end tokens only now and then, because the GPU waits meanwhile.
             is_finished = torch.isin(responses[rows, : t + 1], end_ids).any(1)
             unfinished = (~is_finished).nonzero().squeeze(1)
@@ -371,13 +374,11 @@ def respond(model, ids, attention, limit, sample, graph=False):
                 cache.reorder_cache(unfinished)
                 rows, tokens, positions = rows[unfinished], tokens[unfinished], positions[unfinished]
                 attention, replay = attention[unfinished], None
-        if t == limit - 1:
-            break
         if replay:
             replay()
         else:
-            step()
-            replay = capture(step) if graph else step  # The step above has prepared the kernels.
+            step()  # A graph must be captured after a step that has loaded all kernels.
+            replay = capture(step) if graph else step
     return responses
 
 
@@ -393,7 +394,7 @@ def rollout(model, tokenizer, prompts, G, limit, batch_size, sample=True, graph=
     parts = zip(ids.split(size), attention.split(size))
     responses = torch.cat([respond(model, *part, limit, sample, graph) for part in parts])
 
-    # Make the mask from the end tokens. Pad tokens cannot tell the end: they may be the same token.
+    # The first end token ends a response. Pad tokens cannot show the end: they may be end tokens.
     is_end = torch.isin(responses, torch.tensor(config.eos_token_id, device=responses.device))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
     tokens = [row[m] for row, m in zip(responses, mask & ~is_end)]  # An end token need not be special.
@@ -426,10 +427,10 @@ def token_logprobs(model, batch):
     ids, attention, R = batch["ids"], batch["attention"], batch["mask"].shape[1]
     positions = (attention.cumsum(1) - 1).clamp(min=0)  # (B, T)
     inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
-    # The cache of autocast would keep copies of weights that sharding has freed.
+    # Autocast must not cache bfloat16 weights: they would stay in memory when FSDP frees the weights.
     with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, cache_enabled=False):
         logits = model(**inputs, logits_to_keep=R + 1).logits  # (B, R + 1, V), of the next tokens
-    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # (B, R + 1)
+    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # (B, R + 1). Removing the last logits would copy them.
     # Float32 logits may not fit in memory. Take 256 MB at a time, and recompute them in the backward pass.
     size = max(1, 2**26 // logits.shape[-1])
     chunks = zip(logits.flatten(0, 1).split(size), tokens.flatten().split(size))
@@ -503,8 +504,7 @@ def influences(gram, weights, influence_scale):
 
 def update_weights(weights, influence, lr, mu):
     """The next weights, w_k exp(lr I_k / mu) / Z. weights, influence: (K,) -> (K,)"""
-    weights = torch.softmax(weights.log() + lr * influence / mu, 0)  # Eq. (3), arXiv:2509.11452
-    return weights / weights.sum()  # A softmax sums to 1 only up to rounding.
+    return torch.softmax(weights.log() + lr * influence / mu, 0)  # Eq. (3), arXiv:2509.11452
 
 
 def nash_weights(initial, performance):
@@ -512,8 +512,8 @@ def nash_weights(initial, performance):
     The weights (K,) w0_k / p_k, normalized. This is the direction of the gradient of sum_k w0_k log p_k, the
     log of the Nash social welfare (proportional fairness). initial: w0 (K,). performance: p (K,).
 
-    The direction is not exact for an objective whose reward is not its performance: the reward of conciseness
-    compares a length with a moving mean, but its performance is 1 - length / limit.
+    The direction is exact only for objectives whose performance is their mean reward. Conciseness has another
+    one: its reward compares a length with a moving mean, but its performance is 1 - length / limit.
     """
     weights = initial / performance.clamp(min=0.02)  # A performance of 0 must not take all the weight.
     return weights / weights.sum()
@@ -617,7 +617,7 @@ def finish_step(metrics, actor, tokenizer, data, state, tracker, args):
         values, point, samples = evaluate(actor, tokenizer, data, "test", step, args)
         tested = [*state["tested"], point]
         metrics |= {**values, "eval/hypervolume": hypervolume(tested, zeros)}
-        if is_due:  # If --resume extends the run, an evaluation that was not due must not count.
+        if is_due:  # A longer run would not evaluate the last step of this run if it is not due.
             state["tested"] = tested
     if RANK == 0:
         log(metrics, step, samples, tracker, args)
@@ -642,7 +642,7 @@ def open_log(args, checkpoint):
             lines = (folder / "metrics.jsonl").read_text().splitlines()[: step + 1]
             if len(lines) <= step:
                 raise ValueError(f"metrics.jsonl lacks steps before step {step} of the checkpoint")
-            if step % checkpoint["args"]["eval_every"] and step < args.steps:  # See is_due in finish_step.
+            if step % checkpoint["args"]["eval_every"] and step < args.steps:  # It was not due.
                 metrics = json.loads(lines[-1])
                 lines[-1] = json.dumps({name: x for name, x in metrics.items() if name[:5] != "eval/"})
         folder.mkdir(parents=True, exist_ok=args.resume is not None)
@@ -751,7 +751,7 @@ def main():
     copy_weights(policy, actor)
     tracker = open_log(args, checkpoint) if RANK == 0 else None
     if args.gradient_checkpointing:
-        for layer in decoder_layers(policy):  # The model's own method needs training mode, which has dropout.
+        for layer in decoder_layers(policy):  # The method of transformers would switch dropout on.
             layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if not checkpoint:  # Step 0 is the initial model.
         seed_objectives(args.seed, 0)
@@ -771,7 +771,7 @@ def main():
         step_tokens = summed(lengths.sum())
         times.append(clock())
 
-        # 2. Rewards, in float64: in float32, equal rewards could have a nonzero std, and so advantages.
+        # 2. Rewards, in float64: in float32, rounding could give equal rewards a nonzero std and advantages.
         seed_objectives(args.seed, step)
         state["total_tokens"] += step_tokens.item()
         mean_length = state["total_tokens"] / (step * num_responses)  # of all rollouts so far
