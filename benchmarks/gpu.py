@@ -280,6 +280,8 @@ def time_ways(device, is_toy, scratch):
                 length = limit if name == "embedded" else 40
                 greedy[way] = responses_of(call, model, ids, attention, length, False)
             except Exception as error:  # The other ways are still timed.
+                # If a capture fails, the first exception is the context of the last one.
+                error = error.__context__ or error
                 yield [name, way, "-", "-", "-", f"{type(error).__name__}: {error}", "NO"]
                 continue
             equal = sum(a == b for a, b in zip(greedy[way], greedy.get("our loop", [])))
@@ -292,9 +294,9 @@ def time_ways(device, is_toy, scratch):
         seconds = min(TIME_LIMIT_OF_COMPILING, TIME_LIMIT - 15 - (time.monotonic() - start))
         command = [sys.executable, __file__, "--device", device, "--compile", name, *["--toy"] * is_toy]
         code, output = run_limited(command, seconds, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        last_line = "null" if code is None else output.strip().rpartition("\n")[2]
-        cells = json.loads(last_line) if code == 0 else ["-", "-", "-"]
-        note = f"not done in {seconds:.0f} s" if code is None else last_line if code else ""
+        lines = (output or "").strip().splitlines() or [""]
+        cells = ["-"] * 3 if code != 0 else json.loads([line for line in lines if line[:1] == "["][-1])
+        note = f"not done in {seconds:.0f} s" if code is None else lines[-1] if code else ""
         yield [name, "generate, static cache, compiled", *cells, note, ""]
 
 
@@ -319,19 +321,18 @@ def largest_step(algorithm, batches, sizes, device, folder, *options):
     return None, None
 
 
-def time_steps(device, data, is_toy, scratch):
+def time_steps(device, data, is_toy, use_graph, scratch):
     """
     Rows: seconds of each phase of a run's second step, and the peak of its memory.
 
-    All runs of a shape have the same rollouts, which only the first run generates, with a CUDA graph unless
-    that fails. They need less memory than the updates. Rewards are random, because a random model earns none.
+    All runs of a shape have the same rollouts, which only the first run generates. They need less memory than
+    the updates. Rewards are random, because a random model earns none.
     """
 
     def random_rewards(names, responses, *_):
         return torch.rand(len(responses), len(names)).tolist()
 
     is_cuda, flags = device.startswith("cuda"), ["--prompts-per-step", "8", "--max-new-tokens", "256"]
-    graph = ["--cuda-graph"] if is_cuda else []
     flags = ["--dataset", data, "--device", device, "--steps", "2", *(TOY_FLAGS if is_toy else flags)]
     yield ["shape", "script", "weighting", "micro-batch", "rollout", "probe", "update", "peak GB",
            "bytes a parameter", "passed"]  # fmt: skip
@@ -342,17 +343,10 @@ def time_steps(device, data, is_toy, scratch):
             num_parameters = transformers.AutoModelForCausalLM.from_pretrained(name).num_parameters()
         for weighting in ("fixed", "gradient"):
             options = [*flags, "--model", scratch / name, "--weighting", weighting]
-            options += ["--gradient-checkpointing"] * (name == "4B")
+            options += ["--cuda-graph"] * use_graph + ["--gradient-checkpointing"] * (name == "4B")
             folder = scratch / f"{name}-{weighting}"
             with random_models(name, device, scratch / name), patch.object(rewards, "score", random_rewards):
-                try:
-                    size, step = largest_step(algorithm, batches, sizes, device, folder, *options, *graph)
-                except RuntimeError as error:
-                    if not graph:
-                        raise
-                    yield [name, algorithm, "--cuda-graph", *["-"] * 5, f"failed: {error}", "NO"]
-                    batches, graph, folder = [], [], f"{folder}-eager"
-                    size, step = largest_step(algorithm, batches, sizes, device, folder, *options)
+                size, step = largest_step(algorithm, batches, sizes, device, folder, *options)
             if step is None:
                 yield [name, algorithm, weighting, *["-"] * 6, "out of memory"]
                 continue
@@ -451,7 +445,7 @@ def compare_resumed(device, data, flags, scratch):
 # ---------- Processes ----------
 
 
-def tables_of(part, device, is_toy, scratch):
+def tables_of(part, device, is_toy, use_graph, scratch):
     """The tables of a part: generators of rows, the first with titles. `scratch` has a dataset."""
     data, flags = scratch / "data", TOY_FLAGS if is_toy else []
     if part == 1:
@@ -459,7 +453,7 @@ def tables_of(part, device, is_toy, scratch):
     if part == 2:
         return [time_ways(device, is_toy, scratch)]
     if part == 3:
-        return [time_steps(device, data, is_toy, scratch)]
+        return [time_steps(device, data, is_toy, use_graph, scratch)]
     if part == 4:
         toy_flags = [*flags, "--dataset", data, "--steps", "2", "--eval-every", "1"]
         return [run_readme_command(device, toy_flags if is_toy else [], scratch)]
@@ -474,14 +468,14 @@ def write_data(folder):
         (folder / f"{split}.jsonl").write_text("".join(lines[:size]))
 
 
-def run_part(part, device, is_toy, scratch):
+def run_part(part, device, is_toy, use_graph, scratch):
     """Prints the tables of a part, row by row. Returns whether all checks passed."""
     is_right = True
 
     def print_row(cells):
         print("| " + " | ".join(" ".join(str(x).split()).replace("|", "/") for x in cells) + " |", flush=True)
 
-    for rows in tables_of(part, device, is_toy, scratch):
+    for rows in tables_of(part, device, is_toy, use_graph, scratch):
         print(f"\nPart {part}:\n", flush=True)
         try:
             for i, row in enumerate(rows):
@@ -490,6 +484,7 @@ def run_part(part, device, is_toy, scratch):
                     print_row(["---"] * len(row))
                 is_right &= row[-1] not in ("NO", "nothing happened")
         except (Exception, SystemExit) as error:  # The other tables are still printed.
+            error = error.__context__ or error
             print_row([f"failed: {type(error).__name__}: {error}", "NO"])
             is_right = False
     return is_right
@@ -527,10 +522,10 @@ def run_limited(command, seconds, **options):
             time.sleep(0.1)
 
 
-def start_part(part, device, is_toy):
+def start_part(part, device, is_toy, use_graph):
     """Runs a part in a new process and prints how long it took. Returns whether all checks passed."""
     command, start = [sys.executable, __file__, "--device", device, "--run", str(part)], time.monotonic()
-    code, _ = run_limited([*command, *["--toy"] * is_toy], TIME_LIMIT)
+    code, _ = run_limited([*command, *["--toy"] * is_toy, *["--graph"] * use_graph], TIME_LIMIT)
     seconds = time.monotonic() - start
     print(f"\nPart {part} {'was stopped after' if code is None else 'took'} {seconds:.0f} s", flush=True)
     return code == 0
@@ -539,9 +534,11 @@ def start_part(part, device, is_toy):
 def run_process(args, scratch):
     """Runs a part (--run), or times the way that compiles with a model of this shape (--compile)."""
     torch.backends.cuda.enable_cudnn_sdp(False)  # as in the scripts
+    if ":" in args.device:
+        torch.cuda.set_device(args.device)
     write_data(scratch / "data")
     if args.run:
-        return not run_part(args.run, args.device, args.toy, scratch)
+        return not run_part(args.run, args.device, args.toy, args.graph, scratch)
     # On CUDA, transformers compiles by itself if the cache is static.
     way = partial(generate, cache_implementation="static")
     inputs = load_with_prompts(args.compile, args.device, args.toy, scratch)
@@ -556,6 +553,7 @@ def main():
     # See run_process.
     parser.add_argument("--run", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--compile", help=argparse.SUPPRESS)
+    parser.add_argument("--graph", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run or args.compile:
         with tempfile.TemporaryDirectory() as folder:
@@ -568,7 +566,12 @@ def main():
         parser.error("--device: this machine has no GPU")
     name = torch.cuda.get_device_name(args.device) if is_cuda else "CPU"
     print(f"{name}, torch {torch.__version__}, transformers {transformers.__version__}", flush=True)
-    passed = [start_part(part, args.device, args.toy) for part in sorted(set(args.parts))]
+    passed = []
+    for part in sorted(set(args.parts)):
+        passed.append(start_part(part, args.device, args.toy, is_cuda))
+        # A failed capture can break all later work of its process.
+        if part == 3 and is_cuda and not passed[-1]:
+            start_part(part, args.device, args.toy, use_graph=False)
     sys.exit(not all(passed))
 
 

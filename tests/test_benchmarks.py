@@ -138,3 +138,48 @@ def test_on_cuda_both_precisions_of_trl_and_both_ways_to_decode_are_timed(trl_sp
     assert options["grpo_dynw.py"] == {}
     assert options["grpo_dynw.py --cuda-graph"] == {"flags": ["--cuda-graph"]}
     assert [option.get("dtype") for option in options.values()][:2] == [None, "bfloat16"]
+
+
+# ---------- activations.py ----------
+
+
+@pytest.fixture
+def activations():
+    import activations
+
+    return activations
+
+
+def test_each_unit_of_the_mlp_saves_four_bfloat16_numbers_a_token(activations):
+    """The outputs of gate, activation function and up, and the input of down."""
+    narrow, wide = (activations.bytes_per_token((64, size, 2, 2, 1)) for size in (128, 192))
+    assert wide - narrow == 64 * 4 * 2
+
+
+def test_memory_of_a_response_and_the_micro_batch_that_fits(activations):
+    shape, tokens = (64, 128, 4, 2, 1), activations.PROMPT + 10
+    logits = 11 * activations.VOCABULARY * 6
+    assert activations.response_bytes(shape, 100, 10) == (4 * 100 * tokens, logits)
+    assert activations.response_bytes(shape, 100, 10, True) == ((4 * 4 * 64 + 100) * tokens, logits)
+    sizes = {9e9: 8, 8e9: 8, 7.9e9: 4, 1e9: 1, 0.9e9: 0}
+    for room, size in sizes.items():
+        assert activations.largest_micro_batch((activations.MEMORY - room) / 24, 1e9) == size
+
+
+# ---------- reference_dtype.py ----------
+
+
+def test_the_kl_estimate_at_step_1_is_0_only_with_a_float32_reference(run_script, monkeypatch, capsys):
+    import reference_dtype
+
+    import grpo_dynw
+
+    _, folder = run_script(grpo_dynw)
+    monkeypatch.setattr(sys, "argv", ["reference_dtype.py", str(folder)])
+    capsys.readouterr()
+    reference_dtype.main()
+    first, last = (line.split()[1:] for line in capsys.readouterr().out.splitlines()[-2:])
+    steps, _, float32, bfloat16, maximum, autocast, gradient = zip(first, last)
+    assert steps == ("1", "2") and float32[0] == "0" and gradient[0] == "-"
+    assert 0 < float(bfloat16[0]) < float(maximum[0]) and float(float32[1]) > 0
+    assert min(map(float, autocast)) > 0 and 0 < float(gradient[1].rstrip("%")) < 100

@@ -136,7 +136,7 @@ def test_a_part_that_fails_keeps_its_rows_and_adds_the_error(gpu, monkeypatch, c
         raise RuntimeError("CUDA error:\nan illegal | access")
 
     monkeypatch.setattr(gpu, "run_readme_command", raise_after_a_row)
-    assert not gpu.run_part(4, "cpu", True, tmp_path)
+    assert not gpu.run_part(4, "cpu", True, False, tmp_path)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert rows[2:] == ["| first | yes |", "| failed: RuntimeError: CUDA error: an illegal / access | NO |"]
 
@@ -146,7 +146,7 @@ def test_a_part_that_fails_keeps_its_rows_and_adds_the_error(gpu, monkeypatch, c
 )
 def test_a_part_is_right_only_if_each_check_says_yes(gpu, monkeypatch, tmp_path, cell, is_right):
     monkeypatch.setattr(gpu, "run_readme_command", lambda *_: iter([["titles"], [cell], ["yes"]]))
-    assert gpu.run_part(4, "cpu", True, tmp_path) == is_right
+    assert gpu.run_part(4, "cpu", True, False, tmp_path) == is_right
 
 
 # ---------- Verdicts ----------
@@ -256,7 +256,7 @@ def test_the_micro_batch_is_the_largest_that_fits(gpu, monkeypatch, tmp_path):
 
     monkeypatch.setattr(gpu, "train", train_if_it_fits)
     gpu.write_data(tmp_path / "data")
-    _, fixed, gradient = gpu.time_steps("cpu", tmp_path / "data", True, tmp_path)
+    _, fixed, gradient = gpu.time_steps("cpu", tmp_path / "data", True, False, tmp_path)
     assert sizes == [64, 32, 16, 16, 8]
     assert (fixed[3], gradient[3]) == (16, 8)
     assert fixed[4] == gradient[4] > "0.00"  # the time of the only rollout
@@ -268,7 +268,7 @@ def test_a_shape_that_never_fits_has_a_row(gpu, monkeypatch, tmp_path):
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(gpu, "train", fail)
-    rows = list(gpu.time_steps("cpu", tmp_path, True, tmp_path))
+    rows = list(gpu.time_steps("cpu", tmp_path, True, False, tmp_path))
     assert [row[-1] for row in rows[1:]] == ["out of memory"] * 2
 
 
