@@ -76,7 +76,8 @@ def add_flag(parser, name, default, help, choices=None, **options):
 def make_parser():
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
     parser.error, flag = fail, partial(add_flag, parser)
-    flag("weighting", "fixed", "how rewards are weighted", ["fixed", "hypervolume", "gradient", "nash"])
+    weightings = ["fixed", "hypervolume", "gradient", "nash"]
+    flag("weighting", "fixed", "hypervolume answers the validation split after every step", weightings)
     flag("objectives", ["accuracy", "conciseness", "clarity"], "names in rewards.py", nargs="+", type=str)
     flag("weights", None, "initial weights, which sum to 1 (default: equal)", nargs="+", type=float)
     flag("mu", None, "step size of the weights is lr / mu (default of mu: 10 learning rates)", type=float)
@@ -114,7 +115,7 @@ def make_parser():
     flag("clip-high", 0.2, "clip the ratio above 1 + this")
     flag("clip-dual", 3.0, "for A < 0, limit a token's loss to this times |A|")
     flag("eval-every", 5, "steps between evaluations")
-    flag("max-eval-problems", None, "evaluate on at most this many (default: all)", type=int)
+    flag("max-eval-problems", None, "how many test and validation problems to use (default: all)", type=int)
     flag("checkpoint-every", 0, "steps between checkpoints, 0 for none")
     flag("output-dir", None, "folder of the run (default: a new one in runs)")
     flag("resume", None, "continue the run in this folder from its checkpoint")

@@ -1,6 +1,7 @@
 """benchmarks/smollm2.py and trl_speed.py, without a download, a long run or TRL."""
 
 import json
+import re
 import sys
 from argparse import Namespace
 from types import SimpleNamespace
@@ -156,6 +157,11 @@ def test_each_unit_of_the_mlp_saves_four_bfloat16_numbers_a_token(activations):
     assert wide - narrow == 64 * 4 * 2
 
 
+def test_tensors_that_share_memory_count_once(activations):
+    """The figure for 0.6B in benchmarks/README.md. It is 91 kB if they count twice."""
+    assert activations.bytes_per_token(activations.SHAPES["0.6B"]) == pytest.approx(87e3, abs=1e3)
+
+
 def test_memory_of_a_response_and_the_micro_batch_that_fits(activations):
     shape, tokens = (64, 128, 4, 2, 1), activations.PROMPT + 10
     logits = 11 * activations.VOCABULARY * 6
@@ -178,8 +184,9 @@ def test_the_kl_estimate_at_step_1_is_0_only_with_a_float32_reference(run_script
     monkeypatch.setattr(sys, "argv", ["reference_dtype.py", str(folder)])
     capsys.readouterr()
     reference_dtype.main()
-    first, last = (line.split()[1:] for line in capsys.readouterr().out.splitlines()[-2:])
-    steps, _, float32, bfloat16, maximum, autocast, gradient = zip(first, last)
-    assert steps == ("1", "2") and float32[0] == "0" and gradient[0] == "-"
+    # Columns are separated by two spaces or more.
+    first, last = (re.split(" {2,}", line)[1:] for line in capsys.readouterr().out.splitlines()[-2:])
+    policies, _, float32, bfloat16, maximum, autocast, gradient = zip(first, last)
+    assert policies == ("step 1", "after step 2") and float32[0] == "0" and gradient[0] == "-"
     assert 0 < float(bfloat16[0]) < float(maximum[0]) and float(float32[1]) > 0
     assert min(map(float, autocast)) > 0 and 0 < float(gradient[1].rstrip("%")) < 100
