@@ -21,18 +21,14 @@ problem's row, and returns a number. Its performance is its reward, unless PERFO
 import functools
 import glob
 import inspect
-import io
-import json
 import math
 import re
+import traceback
 from decimal import Decimal
 from pathlib import Path
 
 import datasets
-import fsspec
 import numpy as np
-import pandas
-import pyarrow.parquet
 import torch
 from jinja2 import TemplateError
 
@@ -50,41 +46,26 @@ PAPER_DATASETS = {
 }
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
-ANSWER_COLUMNS = ["answer", "reward_model", "solution"]  # verl has {"ground_truth": ...} in reward_model.
-FILE_TYPES = {"csv": "csv", "tsv": "csv", "parquet": "parquet", "json": "json", "jsonl": "json"}
+ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # The second is that of verl.
 
 
 def objective(function, name=None):
     """
-    Registers `function`, any callable, in OBJECTIVES and returns it unchanged.
-
-    name: by default, that of the function, of the function in a partial, or of the class of an instance.
-    ValueError if the name is taken. The accuracy of this file is the only objective that can be replaced.
+    Registers `function`, any callable, in OBJECTIVES and returns it unchanged. It replaces a function of the
+    same name. name: by default, that of the function, or of the class of an instance.
     """
     inner = function.func if isinstance(function, functools.partial) else function
-    name = name or getattr(inner, "__name__", type(inner).__name__)
-    if not callable(function) or not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"{name}: an objective is a callable with a name; use objective(function, name=...)")
-    if OBJECTIVES.get(name, function) is not function and OBJECTIVES[name] is not MATH_ACCURACY:
-        raise ValueError(f"objective {name} exists: use another name, as in objective(function, name=...)")
-    OBJECTIVES[name] = function
+    OBJECTIVES[name or getattr(inner, "__name__", type(inner).__name__)] = function
     return function
 
 
 def needs_answer(function):
     """
-    Whether an objective needs the ground truth: it has a parameter `answer` without a default, or it reads
-    the word "answer" from its keywords, as in kwargs["answer"].
+    Whether each row needs an answer: the objective has a parameter `answer` without a default. A function of
+    `**kwargs` alone does not say what it reads, so rows may have no answer, and kwargs["answer"] may be None.
     """
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # Some functions written in C do not tell their parameters.
-        return True
-    if "answer" in parameters:
-        return parameters["answer"].default is inspect.Parameter.empty
-    inner = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
-    return "answer" in getattr(code, "co_consts", ())
+    parameter = inspect.signature(function).parameters.get("answer")
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def score(objectives, responses, problems, lengths, mean_length, step=0, split="train"):
@@ -92,43 +73,35 @@ def score(objectives, responses, problems, lengths, mean_length, step=0, split="
     Returns the rewards of N responses in K objectives, named as in OBJECTIVES: N lists of K floats.
 
     problems: N dictionaries, as from `read_problems`. lengths, mean_length: in tokens. split: for errors.
-    An exception of an objective gets a note that names the objective, the split, the step and the prompt.
-    ValueError if an objective returns something that float() does not convert to a finite number.
+    A reward is what float() converts to a finite number (else ValueError or the exception of float()). An
+    exception gets a note that names the objective, the split, the step and the prompt.
     """
-    functions = [OBJECTIVES[name] for name in objectives]
     rewards = []
     for response, problem, length in zip(responses, problems, lengths, strict=True):
         arguments = {"response": response, "length": length, "mean_length": mean_length, "step": step}
-        row = []
-        for name, function in zip(objectives, functions):
-            prompt = str(problem.get("prompt", ""))
-            prompt = prompt[:160] + "..." if len(prompt) > 160 else prompt
-            call = f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
+        rewards.append([])
+        for name in objectives:
             try:
-                value = function(**{**problem, **arguments})
+                value = OBJECTIVES[name](**{**problem, **arguments})
+                rewards[-1].append(float(value))
+                if not math.isfinite(rewards[-1][-1]):
+                    raise ValueError(f"a reward must be a finite number, not {value}")
             except Exception as error:
-                error.add_note(call)
+                prompt = str(problem.get("prompt"))[:160]
+                error.add_note(
+                    f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
+                )
                 raise
-            try:
-                row.append(float(value))
-            except Exception:
-                row.append(math.nan)
-            if not math.isfinite(row[-1]):
-                raise ValueError(f"a reward must be a finite number, not {value!r:.80}: {call}")
-        rewards.append(row)
     return rewards
 
 
 def performance(objectives, rewards, length, limit):
     """
-    Returns the performance in K objectives: K floats.
-
-    rewards (K numbers), length (in tokens): of one response, or means over several. limit: max new tokens.
+    Returns the performance in K objectives: K floats. rewards (K numbers) and length (in tokens) are those of
+    one response, or means over several. limit: max new tokens.
     """
-    values = []
-    for name, reward in zip(objectives, rewards, strict=True):
-        values.append(float(PERFORMANCE[name](reward, length, limit) if name in PERFORMANCE else reward))
-    return values
+    functions = [PERFORMANCE.get(name, lambda reward, *_: reward) for name in objectives]
+    return [float(f(reward, length, limit)) for f, reward in zip(functions, rewards, strict=True)]
 
 
 @objective
@@ -143,15 +116,11 @@ def accuracy(response, answer, as_in_paper=False, **_):
     return float(boxed is not None and normalise(boxed, as_in_paper) == normalise(answer, as_in_paper))
 
 
-MATH_ACCURACY = accuracy
-
-
 @objective
 def conciseness(length, mean_length, **_):
     """
-    Returns 1.0 if a response is shorter than `mean_length`, else 0.0.
-
-    In training, `mean_length` is the mean over all rollouts so far, those of the current step included.
+    Returns 1.0 if a response is shorter than `mean_length`, else 0.0. In training, `mean_length` is the mean
+    over all rollouts so far, those of the current step included.
     """
     return float(length < mean_length)
 
@@ -168,10 +137,8 @@ FILLED_BOX = re.compile(r"\\boxed\{\s*[^\s}]")
 @objective
 def clarity(response, **_):
     r"""
-    Returns 1.0 if `response` has steps and a box, right or wrong, else 0.0. Source: the paper's code.
-
-    The `\boxed{...}` must not be blank. Steps are two or more enumerators, or two or more ordinals. Repeated
-    ones count.
+    Returns 1.0 if `response` has steps and a `\boxed{...}` that is not blank, right or wrong, else 0.0. Steps
+    are two or more enumerators, or two or more ordinals. Repeated ones count. Source: the paper's code.
     """
     box = FILLED_BOX.search(response)
     if box is None or "}" not in response[box.end() :]:
@@ -179,8 +146,8 @@ def clarity(response, **_):
     return float(len(ENUMERATOR.findall(response)) >= 2 or len(ORDINAL.findall(response)) >= 2)
 
 
-def last_boxed(text):
-    r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`. None if the box is open or missing."""
+def last_boxed(text, default=None):
+    r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`; `default` if it is open or missing."""
     _, command, rest = text.rpartition(r"\boxed")
     if command and rest.startswith(" "):
         return rest[1:].split("$")[0]
@@ -190,21 +157,22 @@ def last_boxed(text):
             depth += 1 if brace.group() == "{" else -1
             if depth == 0:
                 return rest[1 : brace.start()]
-    return None
+    return default
 
 
-# What people write around an answer. Each alternative has one group: the text inside.
-WRAPPER = re.compile(
-    r"""\$\$?((?:\\.|[^$\\])+)\$\$? | \\\(((?:(?!\\[()]).)+)\\\) | \\\[((?:(?!\\[][]).)+)\\\]
-    | \\begin\{(?:equation|align|gather|displaymath|math)\*?\}(.+)\\end\{[a-z]+\*?\}
-    | \\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|boldsymbol|bm|mbox)\{((?:[^{}]|\{[^{}]*\})*)\}
-    | \*+([^*]+)\*+ | `+([^`]+)`+ | <(?:b|strong)>(.+)</(?:b|strong)>                 # bold, code
-    | "([^"]*)" | \[\s*"([^"]*)"\s*\] | \[\s*'([^']*)'\s*\] | \[([^][,"']*)\]         # a list of one
-    | \**(?:the\ )?(?:final\ |correct\ )?answer\**\s*(?:is\b|[:=])\**\s*:?(.+)        # "Answer: 5"
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
-NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.IGNORECASE)
+# What people write around an answer. Each pattern has one group: the text inside.
+WRAPPERS = [
+    r"\$\$?((?:\\.|[^$\\])+)\$\$?",  # $...$, $$...$$
+    r"\\[(\[]((?:(?!\\[][()]).)+)\\[)\]]",  # \(...\), \[...\]
+    r"\\(?:text|textbf|mathbf|boldsymbol)\{((?:[^{}]|\{[^{}]*\})*)\}",
+    r"\*\*([^*]+)\*\*",  # bold in Markdown
+    r"""\[([^][,"']*)\]|\[\s*"([^"]*)"\s*\]|\[\s*'([^']*)'\s*\]""",  # a list of one
+]
+WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
+# A comma, an apostrophe, an underscore, a space, or LaTeX for a comma or a space: {,} ,\! \,
+SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
+DIGITS = rf"(?:[1-9][0-9]{{0,2}}(?:{SEPARATOR}[0-9]{{3}})+|[0-9]+)"
+NUMBER = re.compile(rf"[+-]?(?:{DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}})?")
 
 
 def unwrap(text):
@@ -212,10 +180,9 @@ def unwrap(text):
     Returns the answer in a ground truth: the text in the last answer tags, after the last </think> or ####,
     or in the last box. What WRAPPER matches around it and a final period are removed.
     """
-    text = re.split(r"(?i)</(?:\w*answer|solution)>", text)[-2:][0]
-    text = re.split(r"(?i)<(?:\w*answer|solution)>|</think>|####", text)[-1]
-    boxed = last_boxed(text)
-    text = text if boxed is None else boxed
+    text = text.rpartition("</answer>")[0] or text
+    text = re.split("<answer>|</think>|####", text)[-1]
+    text = last_boxed(text, default=text)
     for _ in range(8):  # Wrappers may be nested. A limit keeps the time linear in the text.
         text = text.strip().rstrip(". \n")
         match = WRAPPER.fullmatch(text)
@@ -225,20 +192,12 @@ def unwrap(text):
     return text
 
 
-def without_separators(text):
-    r"""Returns `text` without thousands separators, as in 2,125 or 2{,}125. In (1,234), a comma is none."""
-    text = re.sub(r"(?<=\d)(?:\{,\}|,\s*\\!\s*|\s*\\[!,;: ]\s*|[\s~_'’])(?=\d{3}(?!\d))", "", text)
-    if re.search(r"[(\[]|\\\{", text):
-        return text
-    # Groups of two digits are Indian notation. Two points or more are German, for example.
-    number = r"(?<![\d,.])[1-9]\d{0,2}(?:(?:,\d{3}|,\d\d(?=,\d))+(?!\d|,\d)|(?:\.\d{3}){2,}(?![\d.]))"
-    return re.sub(number, lambda match: re.sub("[,.]", "", match[0]), text)
-
-
 def bare_number(text):
-    """Returns a number without separators, leading zeros and exponent: 2125, 33, 0.001. Keeps other text."""
-    number = without_separators(text)
-    return format(Decimal(number), "f") if NUMBER.fullmatch(number) else text
+    r"""Returns a number in plain digits (2125 for 2{,}125, 33 for 033, 2.5 for 2.50), other text as it is."""
+    if not NUMBER.fullmatch(text):
+        return text
+    number = format(Decimal(re.sub("[^0-9.eE+-]", "", text)), "f")
+    return number.rstrip("0").rstrip(".") if "." in number else number
 
 
 def normalise(text, as_in_paper=False):
@@ -247,16 +206,11 @@ def normalise(text, as_in_paper=False):
     al., arXiv:2103.03874), in order. Where a step fails (two units, a bare `\frac`), MATH compares the
     strings as they are. Here, that step is skipped.
 
-    as_in_paper: take only these steps. Otherwise, wrappers, thousands separators, leading and trailing zeros
-    of numbers, spaces of LaTeX and the signs $, % and ° are removed, too.
+    as_in_paper: take only these steps. By default, `unwrap` and `bare_number` are applied, and the signs $, %
+    and ° and the spaces of LaTeX are removed.
     """
     if not as_in_paper:
-        text = unwrap(text)
-        for sign, replacement in {"−": "-", "–": "-", "π": r"\pi", "∞": r"\infty"}.items():
-            text = text.replace(sign, replacement)
-        text = re.sub(r"\\?[$%]|°", "", text)
-        text = re.sub(r"(?<!\\)\\[,;: ]|~", " ", without_separators(text))
-
+        text = re.sub(r"\\?[$%]|°|~|(?<!\\)\\[,;: ]", "", unwrap(text)).replace("−", "-")
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
@@ -270,15 +224,12 @@ def normalise(text, as_in_paper=False):
     left_side, *right_sides = text.split("=")
     if len(right_sides) == 1 and len(left_side) <= 2:  # "k=" and "k =" name the unknown.
         text = right_sides[0]
+    text = text if as_in_paper else bare_number(text.strip())
 
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
     text = text.replace(" ", "")
     text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
-    if not as_in_paper:
-        text = "".join(text.split())
-        number = format(Decimal(text), "f") if NUMBER.fullmatch(text) else ""
-        text = number.rstrip("0").rstrip(".") if "." in number else number or text
     text = r"\frac{1}{2}" if text == "0.5" else text
     # A pattern recognises integers, because int(), which MATH uses, raises an error for thousands of digits.
     return re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
@@ -307,14 +258,14 @@ def read_problems(
     is_paper = dataset in PAPER_DATASETS
     if suffix is None:
         suffix = PAPER_SUFFIX if is_paper else ""
-    functions = [OBJECTIVES[name] for name in objectives]
+    any_needs_answer = any(needs_answer(OBJECTIVES[name]) for name in objectives)
     data, problems = load_splits(dataset), {}
 
     for split in splits:
         if not data.get(split):
             raise ValueError(f"split {split} is missing or empty (a single split needs 5 rows to be divided)")
-        rows = read_rows(data[split], split, suffix, any(map(needs_answer, functions)), is_paper)
-        if MATH_ACCURACY in functions:
+        rows = read_rows(data[split], split, suffix, any_needs_answer, is_paper)
+        if "accuracy" in objectives and any_needs_answer:
             check_answers([row["answer"] for row in rows], split)
         prompts, token_ids = tokenize([row["prompt"] for row in rows], tokenizer, enable_thinking)
         rows = [
@@ -348,8 +299,8 @@ def problems_of_step(problems, step, size, seed):
 
 def load_splits(dataset):
     """
-    Returns the splits of a dataset, by name, as lists of rows (dictionaries). The dataset is a folder, a file
-    (json, jsonl, csv, parquet), a name on the Hub (NAME or NAME:CONFIGURATION), or one of PAPER_DATASETS.
+    Returns the splits of a dataset, by name. The dataset is a folder, a file (json, jsonl, csv, tsv,
+    parquet), a name on the Hub (NAME or NAME:CONFIGURATION), or one of PAPER_DATASETS.
 
     Missing splits are made as in the paper: a single split is shuffled and divided into 60% train, 20% test
     and 20% validation; with train and test alone, the first half of test becomes validation.
@@ -358,176 +309,130 @@ def load_splits(dataset):
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # The exception below has the message.
     try:
         splits = load_files(dataset)
+        for rows in splits.values():
+            rows.data.validate(full=True)  # The JSON reader does not check that text is in UTF-8.
     except Exception as error:  # Each file type has a reader with exceptions of its own.
-        cause = error.__cause__ or error
-        kinds = "a folder, a file (json, jsonl, csv, parquet) or a name on the Hub"
-        raise ValueError(f"{dataset} cannot be read as {kinds}: {str(cause) or repr(cause)}") from None
+        message = str(error.__cause__ or error) or f"{type(error).__name__}, perhaps because a file is empty"
+        if re.search("UnicodeDecodeError|Invalid UTF8", "".join(traceback.format_exception(error))):
+            message = "the text is not in UTF-8; try: iconv -f UTF-16 -t UTF-8 (or -f WINDOWS-1252)"
+        raise ValueError(f"{dataset} cannot be read: {message}") from None
 
     if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
-        # Shuffle like train_test_split(seed=42) of the library datasets, which the paper's code calls twice.
-        rest, train = np.split(np.random.default_rng(42).permutation(len(rows)), [math.ceil(0.4 * len(rows))])
-        validation, test = np.split(np.random.default_rng(42).permutation(rest), [math.ceil(0.5 * len(rest))])
+        train, rest = rows.train_test_split(0.4, seed=42).values()
+        test, validation = rest.train_test_split(0.5, seed=42).values()
         sizes = f"{len(train)} train, {len(test)} test, {len(validation)} validation problems"
         print(f"the dataset has one split, which is divided into {sizes}")
-        places = {"train": train, "test": test, "validation": validation}
-        return {split: [rows[i] for i in places[split]] for split in places}
+        return {"train": train, "test": test, "validation": validation}
     if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
         print(f"no validation split: it takes the first {half} of the {len(splits['test'])} test problems")
-        return {**splits, "validation": splits["test"][:half], "test": splits["test"][half:]}
+        return {**splits, "validation": splits["test"].take(half), "test": splits["test"].skip(half)}
     return splits
 
 
 def load_files(dataset):
-    """Returns the splits that a dataset has, by name, as lists of rows. A path has no wildcards."""
+    """Returns the splits that a dataset has, by name."""
     path = Path(dataset)
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        splits = datasets.load_from_disk(dataset)
+        return splits if isinstance(splits, dict) else {"train": splits}
+    if path.exists() and glob.has_magic(dataset):
+        raise ValueError("its name has a wildcard (*, ? or [), so it could match other files; rename it")
     if path.is_file():
-        return {"train": read_file(dataset)}
-    if path.is_dir() and not any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        source = [dataset]
-        if glob.has_magic(dataset):  # The library takes an escaped name only after a file type.
-            types = {FILE_TYPES.get(file.suffix[1:]) for file in path.rglob("*")} - {None}
-            source = [min(types, default="json"), None, glob.escape(dataset)]
-        files = datasets.load_dataset_builder(*source).config.data_files
-        return {str(split): sum(map(read_file, files[split]), []) for split in files}
+        builder = datasets.load_dataset_builder(str(path.parent), data_files=path.name)
+    elif path.is_dir():
+        builder = datasets.load_dataset_builder(dataset)
+    else:
+        source = PAPER_DATASETS.get(dataset, dataset).split(":", 1)
+        try:
+            return datasets.load_dataset(*source)
+        except datasets.exceptions.DatasetGenerationError:  # The columns of the splits differ.
+            builder = datasets.load_dataset_builder(*source)
 
-    source = PAPER_DATASETS.get(dataset, dataset).split(":", 1)
-    try:
-        splits = datasets.load_from_disk(dataset) if path.is_dir() else datasets.load_dataset(*source)
-        splits = splits if isinstance(splits, dict) else {"train": splits}
-    except datasets.exceptions.DatasetGenerationError:  # The columns of the splits differ.
-        builder, splits = datasets.load_dataset_builder(*source), {}
-        for split, files in (builder.config.data_files or {}).items():
-            splits[split] = datasets.load_dataset(builder.name, data_files={split: files})[split]
-    return {str(split): table_rows(rows.with_format("arrow")[:]) for split, rows in splits.items()}
-
-
-def read_file(path):
-    """Returns the rows of a json, jsonl, csv or parquet file. Answers keep the digits that were written."""
-    raw = fsspec.filesystem("file").open(path, compression="infer").read()
-    ends = [end[1:] for end in reversed(Path(path.lower()).suffixes)]
-    file_type = next((FILE_TYPES[end] for end in ends if end in FILE_TYPES), "json")
-    try:
-        if file_type == "parquet":
-            return table_rows(pyarrow.parquet.read_table(pyarrow.BufferReader(raw)))
-        text = raw.decode("utf-8-sig")
-        if file_type == "csv":
-            separator = max(",;\t", key=text.partition("\n")[0].count)
-            as_text = {name: str for name in QUESTION_COLUMNS + ANSWER_COLUMNS}
-            table = pandas.read_csv(io.StringIO(text), sep=separator, converters=as_text)
-            if not isinstance(table.index, pandas.RangeIndex):  # pandas takes the first fields as names.
-                raise ValueError("the rows have more fields than the header: put quotes around commas")
-            return table.astype(object).where(table.notna(), None).to_dict("records")
-        if not text.lstrip().startswith("["):  # Lines of JSON become a list.
-            text = "[" + ",\n".join(filter(str.strip, text.split("\n"))) + "]"
-        rows, exact_rows = json.loads(text), json.loads(text, parse_float=str)
-        for row, exact in zip(rows, exact_rows):
-            row |= {name: exact[name] for name in ANSWER_COLUMNS if name in exact}
-        return rows
-    except UnicodeDecodeError:
-        encoding = "UTF-16" if b"\0" in raw else "WINDOWS-1252"
-        raise ValueError(
-            f"{path} is not in UTF-8; if it is text, try: iconv -f {encoding} -t UTF-8"
-        ) from None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a valid {file_type} file: {error}") from None
-
-
-def table_rows(table):
-    """Returns the rows of an Arrow table. A float in a column of answers keeps the column's precision."""
-
-    def with_precision(value, kind):
-        if isinstance(value, list):
-            return [with_precision(item, kind.value_type) for item in value]
-        if isinstance(value, dict):
-            return {name: with_precision(item, kind.field(name).type) for name, item in value.items()}
-        return getattr(np, f"float{kind.bit_width}")(value) if isinstance(value, float) else value
-
-    rows, names = table.to_pylist(), set(ANSWER_COLUMNS) & set(table.column_names)
-    for row in rows:
-        row |= {name: with_precision(row[name], table.schema.field(name).type) for name in names}
-    return rows
+    options, splits = {}, {}
+    if builder.name == "csv":  # Keep answers such as 007 and None as they are written.
+        options = {"sep": builder.config.sep, "keep_default_na": False, "na_values": [""]}
+        options["converters"] = dict.fromkeys(QUESTION_COLUMNS + ANSWER_COLUMNS, str)
+    for split, files in builder.config.data_files.items():  # One by one, because their columns may differ.
+        files = [glob.escape(file) for file in files]
+        splits[str(split)] = datasets.load_dataset(builder.name, data_files=files, split="train", **options)
+        if "__index_level_0__" in splits[str(split)].column_names:
+            raise ValueError("the rows have more fields than the header; put quotes around text with commas")
+    return splits
 
 
 def read_rows(rows, split, suffix, needs_answers, is_paper):
-    """Returns `rows` with prompts (chats with `suffix` at the end) and answers. ValueError names the row."""
-    # Of several columns, read the one with the most text: a conversation rather than a bare question.
+    """Returns the rows of a split, with prompts (chats with `suffix` at the end) and answers."""
+    # Of several columns, prefer the one with the most text: a conversation rather than a bare question.
+    features, rows = rows.features, list(rows)
     sizes = {name: sum(len(str(row.get(name) or "")) for row in rows) for name in QUESTION_COLUMNS}
     columns, problems = sorted(QUESTION_COLUMNS, key=sizes.get, reverse=True), []
-    if any(row.get(columns[0]) and row.get(columns[1]) for row in rows):
-        print(f"{split}: the questions are in column {columns[0]}, which has more text than {columns[1]}")
+    if sizes[columns[1]]:
+        print(f"{split}: column {columns[0]} has the most text and is read where it has a value")
     for number, row in enumerate(rows, 1):
         try:
-            chat, answer = read_question(row, columns), read_answer(row, is_paper)
+            chat, answer = read_question(row, columns), read_answer(row, is_paper, features)
             if answer is None and needs_answers:
-                raise ValueError("column answer, reward_model.ground_truth or solution needs one value")
+                raise ValueError(f"one of the columns {', '.join(ANSWER_COLUMNS)} needs a single value")
         except ValueError as error:
             raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
         chat[-1]["content"] += suffix
-        problems.append({**row, "prompt": chat, "answer": answer, "as_in_paper": is_paper})
+        # JSON readers turn text like 2024-03-01 into a date. Objectives get text.
+        dates = {key: str(v).removesuffix(" 00:00:00") for key, v in row.items() if hasattr(v, "isoformat")}
+        problems.append({**row, **dates, "prompt": chat, "answer": answer, "as_in_paper": is_paper})
     return problems
 
 
 def read_question(row, columns=QUESTION_COLUMNS):
     """Returns the first of `columns` with a value, as chat messages with text. ValueError if not possible."""
     name = next((name for name in columns if str(row.get(name) or "").strip()), None)
-    if name is None:
-        raise ValueError(f"one of the columns {', '.join(QUESTION_COLUMNS)} needs a value")
-    messages = [{"role": "user", "content": row[name]}] if isinstance(row[name], str) else row[name]
+    messages = row.get(name)
+    messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"column {name} needs text or chat messages")
+        raise ValueError(f"one of the columns {', '.join(QUESTION_COLUMNS)} needs text or chat messages")
     chat = []
     for number, message in enumerate(messages, 1):
         role, content = message.get("role"), message.get("content") or ""
         parts = content if isinstance(content, list) else [content]
         texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-        fault = None
+        may_be_empty = role not in ("user", "assistant") or message.get("tool_calls")
         if not isinstance(role, str) or number == len(messages) and role != "user":
-            fault = f"has role {role!r}: each message needs a role, and the last one must be user"
-        elif not all(isinstance(text, str) for text in texts):
-            fault = "has content that is not text: leave out images and other parts"
-        elif role in ("user", "assistant") and not message.get("tool_calls") and not "".join(texts).strip():
-            fault = "has no content: write some, or leave out the message"
-        if fault:
-            raise ValueError(f"message {number} of column {name} {fault}")
-        # Arrow adds all keys to all messages, with the value None.
+            raise ValueError(f"message {number} of column {name} needs a role, and that of the last is user")
+        if not all(isinstance(text, str) for text in texts) or not (may_be_empty or "".join(texts).strip()):
+            raise ValueError(f"message {number} of column {name} needs text, and no images or other parts")
+        # The library adds all keys to all messages, with the value None.
         filled = {key: value for key, value in message.items() if value is not None}
         chat.append({**filled, "content": "".join(texts)})
     return chat
 
 
-def read_answer(row, is_paper=False):
+def read_answer(row, is_paper=False, features=None):
     """
-    Returns the ground truth in a row's first of answer, reward_model.ground_truth (verl) and solution that
-    has a value, or None. It is text with the digits that were written. ValueError if they are lost.
+    Returns the first of ANSWER_COLUMNS with a value, as text, or None. ValueError if a float may have lost
+    digits. features: the types of the columns, which tell the precision of floats (None: float64).
     """
     verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
-    values = [row.get("answer"), verl, row.get("solution")]
-    values = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in values]
-    values = [value for value in values if value is not None and value == value and str(value).strip(" []")]
-    if not values or isinstance(value := values[0], (list, dict)):
+    values = dict(zip(ANSWER_COLUMNS, [row.get("answer"), verl, row.get("solution")]))
+    values = {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in values.items()}
+    names = [name for name, v in values.items() if v is not None and v == v and str(v).strip(" []")]
+    if not names or isinstance(value := values[names[0]], (list, dict)):
         return None
-    if isinstance(value, (float, np.floating)):
+
+    if isinstance(value, float):
+        is_float32 = features is not None and "float32" in str(features.flatten()[names[0]])
+        value = np.float32(value) if is_float32 else np.float64(value)
         if not abs(value) < 2 / np.finfo(value).eps:  # Above, not every integer is a float.
-            raise ValueError(f"the answer {value} may have lost digits as a float: write it as text")
+            raise ValueError(f"the answer {value} may have lost digits as a float; write it as text")
         value = np.format_float_positional(value, trim="-")
-    text = str(value).removesuffix(" 00:00:00")  # Some loaders turn a date into a time.
-    if is_paper:
-        boxed = last_boxed(text)
-        return text if boxed is None else boxed
-    return bare_number(unwrap(text)).strip() or None
+    text = str(value).removesuffix(" 00:00:00")
+    return last_boxed(text, default=text) if is_paper else bare_number(unwrap(text)) or None
 
 
 def check_answers(answers, split):
-    """Warns of answers that a box is unlikely to match: broken or long text, or text among numbers."""
-    # Commands, environments and units of LaTeX do not count as words.
-    no_words = re.compile(r"\\(?:text|mbox)\{ .*|\\(?:begin|end)\{\w+\*?\}|\\[a-zA-Z]+")
-    texts = [no_words.sub(" ", answer) for answer in answers]
-    words = [len(re.findall(r"[^\W\d_]{2,}", text)) for text in texts]
-    max_words = 1 if words.count(0) > len(words) / 2 else 4
+    """Warns of answers that a box can hardly match: several lines, over four words, or unbalanced braces."""
     unlikely = []
-    for number, (answer, text, count) in enumerate(zip(answers, texts, words), 1):
-        is_broken = last_boxed(rf"\boxed{{{answer}}}") != answer or re.search(r"\n|<\w|://|\",", answer)
-        if is_broken or count > max_words or (count == max_words == 1 and re.search(r"\d", text)):  # 5 apples
+    for number, answer in enumerate(answers, 1):
+        words = re.findall(r"(?<![\\\w])[^\W\d_]{2,}", answer)  # Commands of LaTeX do not count.
+        if len(words) > 4 or "\n" in answer or last_boxed(rf"\boxed{{{answer}}}") != answer:
             unlikely.append(f"row {number}, {answer!r:.100}")
     if unlikely:
         count = f"{len(unlikely)} of {len(answers)} answers cannot be earned in a box, or hardly ever"
@@ -553,10 +458,8 @@ def tokenize(chats, tokenizer, enable_thinking):
 
 def turn_end(tokenizer):
     """
-    Returns the id of the added token that ends a turn in the chat template, or None.
-
-    This token must end responses, too, but the generation settings of a base model do not list it. It need
-    not be declared special. A word of the vocabulary that follows a turn, like "Human", does not count.
+    Returns the id of the added token, special or not, that ends a turn in the chat template, or None. The
+    generation settings of a base model do not list it. A word like "Human" is no added token.
     """
     if not tokenizer.chat_template:
         return None

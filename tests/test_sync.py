@@ -173,17 +173,8 @@ CONSTANTS = dict.fromkeys(
 )
 CONSTANTS["compare"] = {"COLOURS", "MARKERS", "STYLE", "ON_TEST"}
 CONSTANTS["rewards"] = {"OBJECTIVES", "PERFORMANCE", "PAPER_DATASETS", "PAPER_SUFFIX"}
-CONSTANTS["rewards"] |= {
-    "ENUMERATOR",
-    "ORDINAL",
-    "FILLED_BOX",
-    "MATH_ACCURACY",
-    "QUESTION_COLUMNS",
-    "ANSWER_COLUMNS",
-    "FILE_TYPES",
-    "WRAPPER",
-    "NUMBER",
-}
+CONSTANTS["rewards"] |= {"ENUMERATOR", "ORDINAL", "FILLED_BOX", "WRAPPER", "NUMBER"}
+CONSTANTS["rewards"] |= {"QUESTION_COLUMNS", "ANSWER_COLUMNS"}
 CONSTANTS["hypervolume"] = set()
 
 
