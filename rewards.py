@@ -46,16 +46,22 @@ PAPER_DATASETS = {
 }
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
+FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # The second is that of verl.
 
 
 def objective(function, name=None):
     """
-    Registers `function`, any callable, in OBJECTIVES and returns it unchanged. It replaces a function of the
-    same name. name: by default, that of the function, or of the class of an instance.
+    Registers `function`, any callable, in OBJECTIVES and returns it unchanged.
+
+    name: by default, that of the function, or of the class of an instance. An `accuracy` of one's own
+    replaces that of this file. ValueError if another name is taken.
     """
     inner = function.func if isinstance(function, functools.partial) else function
-    OBJECTIVES[name or getattr(inner, "__name__", type(inner).__name__)] = function
+    name = name or getattr(inner, "__name__", type(inner).__name__)
+    if OBJECTIVES.get(name, function) is not function and name != "accuracy":
+        raise ValueError(f"objective {name} exists; choose a name, as in objective(function, name='mine')")
+    OBJECTIVES[name] = function
     return function
 
 
@@ -164,15 +170,18 @@ def last_boxed(text, default=None):
 WRAPPERS = [
     r"\$\$?((?:\\.|[^$\\])+)\$\$?",  # $...$, $$...$$
     r"\\[(\[]((?:(?!\\[][()]).)+)\\[)\]]",  # \(...\), \[...\]
+    r"\\begin\{(?:equation|align|gather|displaymath|math)\*?\}(.+)\\end\{\w+\*?\}",
     r"\\(?:text|textbf|mathbf|boldsymbol)\{((?:[^{}]|\{[^{}]*\})*)\}",
     r"\*\*([^*]+)\*\*",  # bold in Markdown
     r"""\[([^][,"']*)\]|\[\s*"([^"]*)"\s*\]|\[\s*'([^']*)'\s*\]""",  # a list of one
 ]
 WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
-# A comma, an apostrophe, an underscore, a space, or LaTeX for a comma or a space: {,} ,\! \,
+# A separator is a comma, an apostrophe, an underscore, a space, or LaTeX for one of them, as in 2{,}125.
+# Groups of two digits are Indian notation. With points, there must be two groups: 1.234 is a decimal.
 SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
-DIGITS = rf"(?:[1-9][0-9]{{0,2}}(?:{SEPARATOR}[0-9]{{3}})+|[0-9]+)"
-NUMBER = re.compile(rf"[+-]?(?:{DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,3}})?")
+GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
+GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def unwrap(text):
@@ -193,10 +202,15 @@ def unwrap(text):
 
 
 def bare_number(text):
-    r"""Returns a number in plain digits (2125 for 2{,}125, 33 for 033, 2.5 for 2.50), other text as it is."""
+    r"""
+    Returns `text` without thousands separators (2125 for 2{,}125), and a number in plain digits (33 for 033,
+    2.5 for 2.50). In brackets, as in (1,234), a comma may separate numbers, so it stays.
+    """
+    if not re.search(r"[(\[]|\\\{", text):
+        text = GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     if not NUMBER.fullmatch(text):
         return text
-    number = format(Decimal(re.sub("[^0-9.eE+-]", "", text)), "f")
+    number = format(Decimal(text), "f")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
@@ -210,7 +224,8 @@ def normalise(text, as_in_paper=False):
     and ° and the spaces of LaTeX are removed.
     """
     if not as_in_paper:
-        text = re.sub(r"\\?[$%]|°|~|(?<!\\)\\[,;: ]", "", unwrap(text)).replace("−", "-")
+        text = bare_number(unwrap(text)).replace("−", "-")
+        text = re.sub(r"\\?[$%]|°|~|(?<!\\)\\[,;: ]", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
@@ -335,9 +350,11 @@ def load_files(dataset):
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         splits = datasets.load_from_disk(dataset)
         return splits if isinstance(splits, dict) else {"train": splits}
-    if path.exists() and glob.has_magic(dataset):
-        raise ValueError("its name has a wildcard (*, ? or [), so it could match other files; rename it")
-    if path.is_file():
+    if path.exists() and glob.has_magic(dataset):  # The library reads a literal name only with a file type.
+        source = "data_files" if path.is_file() else "data_dir"
+        types = [FILE_TYPES[f.suffix] for f in [path, *path.rglob("*")] if f.suffix in FILE_TYPES]
+        builder = datasets.load_dataset_builder(types[0], **{source: glob.escape(dataset)})
+    elif path.is_file():
         builder = datasets.load_dataset_builder(str(path.parent), data_files=path.name)
     elif path.is_dir():
         builder = datasets.load_dataset_builder(dataset)

@@ -72,7 +72,12 @@ GROUND_TRUTHS = {
     r"\(a\) or \(b\)": r"\(a\) or \(b\)",
     "$7$ or $8$": "$7$ or $8$",
     "7,000": "7000",
-    r"$\$7{,}000$": r"\$7{,}000",
+    r"$\$7{,}000$": r"\$7000",
+    r"\begin{equation*} 5 \end{equation*}": "5",
+    "1.234.567": "1234567",
+    "12,34,567": "1234567",
+    "2,125 m": "2125 m",
+    r"2,000\pi": r"2000\pi",
     "2024-03-01": "2024-03-01",
     "10:30": "10:30",
     "2/7": "2/7",
@@ -306,7 +311,16 @@ def test_any_callable_has_a_name_and_may_need_an_answer(objectives, function, na
     assert rewards.needs_answer(function) == needs_answer
 
 
-def test_an_objective_can_be_replaced(objectives):
+def test_a_name_that_is_taken_is_refused(objectives):
+    rewards.objective(near)
+    with pytest.raises(ValueError, match="objective near exists; choose a name"):
+        rewards.objective(lambda response, **_: 1.0, name="near")
+    with pytest.raises(ValueError, match="objective clarity exists"):
+        rewards.objective(near, name="clarity")
+    assert objectives["near"] is near and objectives["clarity"] is rewards.clarity
+
+
+def test_accuracy_can_be_replaced(objectives):
     @rewards.objective
     def accuracy(response, answer, **_):
         return float(response.rpartition("####")[2].strip() == answer)
@@ -365,11 +379,13 @@ def test_folders_of_several_files_a_split_are_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["a[b]", "a*b", "what?"])
-def test_names_with_wildcards_are_refused_but_may_occur_in_a_folder(tmp_path, name):
+def test_names_with_wildcards_are_literal(tmp_path, name):
+    """As patterns, they would match the folder ab, too, or only this folder."""
     write_splits(tmp_path / "data" / name, ROWS)
-    for path in (tmp_path / "data" / name, tmp_path / "data" / name / "train.jsonl"):
-        with pytest.raises(ValueError, match="its name has a wildcard"):
-            rewards.load_splits(str(path))
+    write_splits(tmp_path / "data" / "ab", ROWS[:1])
+    write_splits(tmp_path / "data" / "axb", ROWS[:1])
+    assert load(tmp_path / "data" / name)["train"] == ROWS
+    assert load(tmp_path / "data" / name / "train.jsonl")["train"] == ROWS
     write_splits(tmp_path / "files", ROWS[:1])
     (tmp_path / "files" / f"train-{name}.jsonl").write_text(LINES)
     (tmp_path / "files" / "train-ab.jsonl").write_text(LINES.replace("What", "How much"))
