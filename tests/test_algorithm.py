@@ -69,7 +69,7 @@ def test_responses_end_at_the_first_end_token(script, monkeypatch, pad):
     tokenizer = SimpleNamespace(batch_decode=lambda rows, **_: [row.tolist() for row in rows])
     batch = script.rollout(model, tokenizer, [[1, 2], [3], [4, 5, 6]], 2, 5, 4)
     expected = [[5, 9], [8], [5, 5, 8], [9], [5, 5, 5, 5, 5], [5, 5, 5, 5, 9]]
-    assert batch["texts"] == expected
+    assert batch["texts"] == [[5], [], [5, 5], [], [5, 5, 5, 5, 5], [5, 5, 5, 5]]  # without end tokens
     assert batch["lengths"].tolist() == [len(row) for row in expected]
     assert batch["cut_off"].tolist() == [False, False, False, False, True, False]
     assert batch["mask"].tolist() == [[i < len(row) for i in range(5)] for row in expected]
@@ -92,7 +92,8 @@ def test_masks_include_the_end_token_even_if_it_is_the_pad_token(script, kind, t
         assert batch["mask"][i].sum() == lengths[i]
         expected = [0] * (P - len(prompt)) + [1] * (len(prompt) + lengths[i])
         assert batch["attention"][i].tolist() == expected + [0] * (batch["ids"].shape[1] - len(expected))
-        assert batch["texts"][i] == tokenizer.decode(response, skip_special_tokens=True)
+        text = response[:-1] if ends[-1] else response
+        assert batch["texts"][i] == tokenizer.decode(text, skip_special_tokens=True)
     responses = [tuple(row) for row in batch["ids"][:, P:].tolist()]
     assert any(one != other for one, other in zip(responses[::2], responses[1::2]))
 

@@ -54,8 +54,13 @@ def family(tokenizer, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("script", SCRIPTS)
+# The scripts share the code that depends on the family, so hybrid models are trained with one of them.
+RUNS = [
+    (script, name) for script in SCRIPTS for name in FAMILIES if name not in HYBRIDS or script == SCRIPTS[0]
+]
+
+
+@pytest.mark.parametrize("script, name", RUNS)
 def test_one_update_changes_every_parameter(run_script, monkeypatch, family, name, script):
     script, folder = importlib.import_module(script), family(name)
     losses = spy(monkeypatch, script, "policy_loss")

@@ -229,7 +229,7 @@ def test_sampled_tokens_follow_the_distribution_of_the_model(script, monkeypatch
         weights.data.mul_(0.6 if weights.ndim > 1 else 1)
     model.generation_config = GenerationConfig(eos_token_id=[99], pad_token_id=0)
     monkeypatch.setattr(script, "capture", partial(tape_capture, []))
-    (ids, attention), n = make_prompts(), 3000
+    (ids, attention), n = make_prompts(), 1500
     ids, attention = ids[2:3].expand(n, -1), attention[2:3].expand(n, -1)
     torch.manual_seed(3)
     responses = script.respond(model, ids, attention, 4, True, graph)
@@ -245,7 +245,7 @@ def test_sampled_tokens_follow_the_distribution_of_the_model(script, monkeypatch
             counts = torch.bincount(responses[groups == group, t], minlength=64)
             statistic, cells = chi_square(counts, probabilities * sizes[group])
             total, degrees = total + statistic, degrees + cells
-    assert degrees > 60
+    assert degrees > 40
     assert degrees - 5 * math.sqrt(2 * degrees) < total < degrees + 5 * math.sqrt(2 * degrees)
 
 

@@ -67,7 +67,7 @@ def test_an_objective_of_weight_zero_is_logged_with_its_influence(weigh):
 def test_nash_weights_of_each_step_come_from_its_rollouts_and_the_initial_weights(run):
     initial = [0.2, 0.3, 0.5]
     rewards.OBJECTIVES["accuracy"] = lambda response, **_: float(len(response) % 3 > 0)
-    rewards.OBJECTIVES["clarity"] = lambda response, **_: 0.25 + 0.5 * float("e" in response)
+    rewards.OBJECTIVES["clarity"] = lambda response, **_: 0.3 + 0.5 * float("e" in response)
     metrics, folder = run("--weighting", "nash", "--steps", "3", "--weights", *map(str, initial))
     limit = json.loads((folder / "args.json").read_text())["max_new_tokens"]
     steps = []
