@@ -181,6 +181,7 @@ WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
 SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
 GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
 GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
+ISO_TIME = re.compile(r"\A(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:Z|\+00:00)?\Z")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
@@ -225,7 +226,8 @@ def normalise(text, as_in_paper=False):
     """
     if not as_in_paper:
         text = bare_number(unwrap(text)).replace("−", "-")
-        text = re.sub(r"\\?[$%]|°|~|(?<!\\)\\[,;: ]", "", text)
+        text = ISO_TIME.sub(r"\1 \2", text).removesuffix(" 00:00:00")  # as a JSON reader prints times
+        text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z|~|(?<!\\)\\[,;: ]", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
@@ -247,7 +249,8 @@ def normalise(text, as_in_paper=False):
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = r"\frac{1}{2}" if text == "0.5" else text
     # A pattern recognises integers, because int(), which MATH uses, raises an error for thousands of digits.
-    return re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
+    return text if as_in_paper else re.sub(r"\A\\frac\{-", r"-\\frac{", text)  # one notation for -1/2
 
 
 def read_problems(
@@ -289,7 +292,7 @@ def read_problems(
             if len(ids) <= max_prompt_tokens
         ]
         if not rows:
-            raise ValueError(f"all prompts of split {split} are over {max_prompt_tokens} tokens")
+            raise ValueError(f"all prompts of split {split} are over --max-prompt-tokens {max_prompt_tokens}")
         if left_out := len(prompts) - len(rows):
             print(f"{split}: left out {left_out} of {len(prompts)} prompts, over {max_prompt_tokens} tokens")
 
@@ -346,7 +349,8 @@ def load_splits(dataset):
 
 def load_files(dataset):
     """Returns the splits that a dataset has, by name."""
-    path = Path(dataset)
+    path = Path(dataset).resolve()  # The library cannot read a file in the folder ".".
+    dataset = str(path) if path.exists() else dataset
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
         splits = datasets.load_from_disk(dataset)
         return splits if isinstance(splits, dict) else {"train": splits}

@@ -704,6 +704,7 @@ def save_model(model, tokenizer, settings, folder):
         tokenizer.save_pretrained(folder / "model")
         # save_pretrained refuses some of the settings that models come with.
         settings.to_json_file(folder / "model/generation_config.json")
+    os.environ["MPLBACKEND"] = "agg"  # Draw to files, whatever backend the user prefers.
     try:
         from compare import summary
 

@@ -74,6 +74,9 @@ GROUND_TRUTHS = {
     "7,000": "7000",
     r"$\$7{,}000$": r"\$7000",
     r"\begin{equation*} 5 \end{equation*}": "5",
+    "-1/2": "-1/2",
+    r"\frac{-1}{2}": r"\frac{-1}{2}",
+    "5%": "5%",
     "1.234.567": "1234567",
     "12,34,567": "1234567",
     "2,125 m": "2125 m",
@@ -391,6 +394,25 @@ def test_names_with_wildcards_are_literal(tmp_path, name):
     (tmp_path / "files" / "train-ab.jsonl").write_text(LINES.replace("What", "How much"))
     problems = [row["problem"] for row in load(tmp_path / "files")["train"]]
     assert len(problems) == 13 and all(row["problem"] in problems for row in ROWS)
+
+
+TIMES = ["2024-03-04T10:30:00Z", "2024-03-04T10:30:00", "2024-03-04 00:00:00", "2024-03-04"]
+
+
+@pytest.mark.parametrize("time", TIMES)
+def test_a_box_with_a_time_as_it_is_written_is_correct(tokenizer, tmp_path, time):
+    """The JSON reader turns such text into a time, which is printed in another way."""
+    folder = write_splits(tmp_path / "data", [{"problem": "When?", "answer": time}] * 2)
+    answer = rewards.read_problems(str(folder), ["train"], tokenizer, 64)["train"][0]["answer"]
+    assert accuracy(rf"\boxed{{{time}}}", answer) == 1.0
+    assert accuracy(r"\boxed{2024-03-05T10:30:00Z}", answer) == 0.0
+
+
+def test_a_file_in_the_current_folder_is_read(tmp_path, monkeypatch):
+    write_splits(tmp_path / "f[1]", ROWS)
+    for folder in (tmp_path / "f[1]", write_splits(tmp_path / "plain", ROWS)):
+        monkeypatch.chdir(folder)
+        assert load("train.jsonl")["train"] == load("./train.jsonl")["train"] == load(".")["train"] == ROWS
 
 
 def test_what_save_to_disk_wrote_is_read(tmp_path):
