@@ -10,6 +10,9 @@ from pathlib import Path
 
 # Set before the imports read it. The name of a model that is not a folder must fail without the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# With several threads in each, the workers of pytest-xdist would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Also set before the imports. It hides GPUs from this process and from all processes that it starts: the
 # tests expect exact results, which are those of the CPU. test_cuda.py shows the GPUs to its own process. That
 # process and the workers of pytest-xdist inherit both variables and must not set them again.
