@@ -24,6 +24,7 @@ import inspect
 import math
 import re
 import traceback
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -118,6 +119,8 @@ def accuracy(response, answer, as_in_paper=False, **_):
     Normalising unifies notation but computes nothing, so 2/4 is not 1/2. A response without a box is wrong,
     and so is one whose last box is not closed. as_in_paper: compare as the paper does, see `normalise`.
     """
+    if not as_in_paper:
+        response = response.replace(r"\boxed {", r"\boxed{")
     boxed = last_boxed(response)
     return float(boxed is not None and normalise(boxed, as_in_paper) == normalise(answer, as_in_paper))
 
@@ -166,7 +169,7 @@ def last_boxed(text, default=None):
     return default
 
 
-# What people write around an answer. Each pattern has one group: the text inside.
+# What people write around an answer. The group that matches is the text inside.
 WRAPPERS = [
     r"\$\$?((?:\\.|[^$\\])+)\$\$?",  # $...$, $$...$$
     r"\\[(\[]((?:(?!\\[][()]).)+)\\[)\]]",  # \(...\), \[...\]
@@ -181,18 +184,17 @@ WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
 SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
 GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
 GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
-ISO_TIME = re.compile(r"\A(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:Z|\+00:00)?\Z")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 
 
 def unwrap(text):
     """
-    Returns the answer in a ground truth: the text in the last answer tags, after the last </think> or ####,
-    or in the last box. What WRAPPER matches around it and a final period are removed.
+    Returns the answer in a ground truth or a box: the text in the last answer tags, after the last </think>
+    or ####, or in the last box. What WRAPPER matches around it and a final period are removed.
     """
     text = text.rpartition("</answer>")[0] or text
     text = re.split("<answer>|</think>|####", text)[-1]
-    text = last_boxed(text, default=text)
+    text = last_boxed(text.replace(r"\boxed {", r"\boxed{"), default=text)
     for _ in range(8):  # Wrappers may be nested. A limit keeps the time linear in the text.
         text = text.strip().rstrip(". \n")
         match = WRAPPER.fullmatch(text)
@@ -215,6 +217,18 @@ def bare_number(text):
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
+def plain_time(text):
+    """Returns a date with a time in UTC and without its zone, as the JSON reader does. Keeps other text."""
+    if not re.match(r"\d{4}-\d\d-\d\d[T ]\d", text):
+        return text
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    time = time.astimezone(UTC) if time.tzinfo else time
+    return str(time.replace(tzinfo=None)).removesuffix(" 00:00:00")
+
+
 def normalise(text, as_in_paper=False):
     r"""
     Returns an answer in uniform notation: the steps of `strip_string` in the evaluation of MATH (Hendrycks et
@@ -226,7 +240,7 @@ def normalise(text, as_in_paper=False):
     """
     if not as_in_paper:
         text = bare_number(unwrap(text)).replace("−", "-")
-        text = ISO_TIME.sub(r"\1 \2", text).removesuffix(" 00:00:00")  # as a JSON reader prints times
+        text = plain_time(text)
         text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z|~|(?<!\\)\\[,;: ]", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)

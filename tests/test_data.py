@@ -75,6 +75,7 @@ GROUND_TRUTHS = {
     r"$\$7{,}000$": r"\$7000",
     r"\begin{equation*} 5 \end{equation*}": "5",
     "-1/2": "-1/2",
+    r"$\boxed {5}$": "5",
     r"\frac{-1}{2}": r"\frac{-1}{2}",
     "5%": "5%",
     "1.234.567": "1234567",
@@ -95,6 +96,7 @@ def test_a_ground_truth_is_unwrapped_and_a_box_with_it_as_written_is_correct(tru
     assert read_answer({"answer": truth}) == read_answer({"solution": [truth]}) == answer
     for boxed in (truth, answer):
         assert accuracy(rf"So it is $\boxed{{{boxed}}}$.", answer) == 1.0
+    assert accuracy(rf"\boxed {{{answer}}}", answer) == 1.0
     assert accuracy(r"\boxed{9}", answer) == 0.0
 
 
@@ -397,6 +399,7 @@ def test_names_with_wildcards_are_literal(tmp_path, name):
 
 
 TIMES = ["2024-03-04T10:30:00Z", "2024-03-04T10:30:00", "2024-03-04 00:00:00", "2024-03-04"]
+TIMES += ["2024-03-04T10:30", "2024-03-04T23:30:00+02:00", "2024-03-04 10:30:00.5", "10:30"]
 
 
 @pytest.mark.parametrize("time", TIMES)
