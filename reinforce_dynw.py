@@ -32,6 +32,7 @@ import os
 import random
 import sys
 import warnings
+import zlib
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -751,9 +752,12 @@ def main():
     optimizer = torch.optim.AdamW(policy.parameters(), **options)
 
     # A checkpoint holds this state, the policy, the optimizer, the random numbers and the arguments.
-    # buffer: points on the validation split (Alg. 1). tested: points on the test split.
+    # buffer: points on the validation split (Alg. 1). tested: points on the test split. data: a checksum.
     w0 = torch.tensor(args.weights, dtype=torch.float64)
     state = {"step": 0, "weights": w0, "r_pareto": 1.0, "total_tokens": 0, "buffer": [], "tested": []}
+    state["data"] = zlib.crc32(json.dumps(data, default=str).encode())
+    if checkpoint and checkpoint["state"]["data"] != state["data"]:
+        fail("--dataset: has other problems than the run; give the same data, which may have moved")
     if checkpoint:
         state = load_checkpoint(checkpoint, policy, optimizer)
     copy_weights(policy, actor)

@@ -287,6 +287,27 @@ def test_objectives_with_random_numbers_are_the_same_after_a_resume(run, main, s
 
 
 @shared
+def test_a_resume_with_other_problems_is_refused(run, main, script, folders, tmp_path, capsys):
+    _, folder = run("--checkpoint-every", "1", "--steps", "1")
+    files = all_files(folder)
+    other = shutil.copytree(folders["data"], tmp_path / "other")
+    (other / "test.jsonl").write_text((other / "test.jsonl").read_text().replace("What is", "How much is"))
+    with pytest.raises(SystemExit) as stop:
+        main(script, "--resume", folder, "--steps", "2", "--dataset", other)
+    assert stop.value.code == 2 and "--dataset: has other problems than the run" in capsys.readouterr().err
+    assert all_files(folder) == files
+    main(
+        script,
+        "--resume",
+        folder,
+        "--steps",
+        "2",
+        "--dataset",
+        shutil.copytree(folders["data"], tmp_path / "same"),
+    )
+
+
+@shared
 def test_ctrl_c_ends_a_run_with_one_line(script, folders, tmp_path):
     command = [sys.executable, ROOT / "grpo_dynw.py", *SMALL, "--steps", "10000"]
     command += ["--model", folders["qwen3"], "--dataset", folders["data"], "--output-dir", tmp_path / "run"]
