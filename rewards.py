@@ -241,6 +241,7 @@ def normalise(text, as_in_paper=False):
     if not as_in_paper:
         text = bare_number(unwrap(text)).replace("−", "-")
         text = plain_time(text)
+        text = text.lower() if text in ("True", "False") else text  # JSON has true, Python prints True.
         text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z|~|(?<!\\)\\[,;: ]", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)

@@ -398,6 +398,12 @@ def test_names_with_wildcards_are_literal(tmp_path, name):
     assert len(problems) == 13 and all(row["problem"] in problems for row in ROWS)
 
 
+def test_a_box_with_true_is_correct_as_json_and_as_python_write_it(tokenizer, tmp_path):
+    folder = write_splits(tmp_path / "data", [{"problem": "1 < 2?", "answer": True}] * 2)
+    answer = rewards.read_problems(str(folder), ["train"], tokenizer, 64)["train"][0]["answer"]
+    assert [accuracy(rf"\boxed{{{box}}}", answer) for box in ("true", "True", "false")] == [1.0, 1.0, 0.0]
+
+
 TIMES = ["2024-03-04T10:30:00Z", "2024-03-04T10:30:00", "2024-03-04 00:00:00", "2024-03-04"]
 TIMES += ["2024-03-04T10:30", "2024-03-04T23:30:00+02:00", "2024-03-04 10:30:00.5", "10:30"]
 
