@@ -78,7 +78,7 @@ def make_parser():
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
     parser.error, flag = fail, partial(add_flag, parser)
     weightings = ["fixed", "hypervolume", "gradient", "nash"]
-    flag("weighting", "fixed", "hypervolume answers the validation split after every step", weightings)
+    flag("weighting", "fixed", "of rewards; hypervolume answers the validation split each step", weightings)
     flag("objectives", ["accuracy", "conciseness", "clarity"], "names in rewards.py", nargs="+", type=str)
     flag("weights", None, "initial weights, which sum to 1 (default: equal)", nargs="+", type=float)
     flag("mu", None, "step size of the weights is lr / mu (default of mu: 10 learning rates)", type=float)
@@ -752,11 +752,11 @@ def main():
     optimizer = torch.optim.AdamW(policy.parameters(), **options)
 
     # A checkpoint holds this state, the policy, the optimizer, the random numbers and the arguments.
-    # buffer: points on the validation split (Alg. 1). tested: points on the test split. data: a checksum.
+    # buffer: points on the validation split (Alg. 1). tested: points on the test split.
     w0 = torch.tensor(args.weights, dtype=torch.float64)
     state = {"step": 0, "weights": w0, "r_pareto": 1.0, "total_tokens": 0, "buffer": [], "tested": []}
-    state["data"] = zlib.crc32(json.dumps(data, default=str).encode())
-    if checkpoint and checkpoint["state"]["data"] != state["data"]:
+    state["checksum"] = zlib.crc32(json.dumps(data, default=str).encode())  # of the problems
+    if checkpoint and checkpoint["state"].get("checksum") != state["checksum"]:
         fail("--dataset: has other problems than the run; give the same data, which may have moved")
     if checkpoint:
         state = load_checkpoint(checkpoint, policy, optimizer)

@@ -294,7 +294,7 @@ def test_names_are_shown_as_they_are(runs, figures, name):
     lines = [evaluation(step, 0.1 * step, 0.3, objectives=names) for step in range(3)]
     folder = write_run(runs / name, lines, objectives=names)
     with warnings.catch_warnings(action="error"):
-        compare.summary(folder)
+        assert "No pictures" not in compare.summary(folder)
     curves, fronts = figures
     label = fronts.axes[0].yaxis.label
     texts = [curves.legends[0].get_texts()[0], fronts.legends[0].get_texts()[0], label]
@@ -334,6 +334,7 @@ def test_a_matplotlibrc_that_asks_for_latex_does_not_matter(runs):
 
 def test_summary_draws_both_pictures(runs):
     text = compare.summary(runs / "A")
+    assert "No pictures" not in text
     assert text == compare.before_and_after(runs / "A")
     assert {path.name for path in files(runs / "A")} == {
         "args.json",

@@ -1,5 +1,6 @@
 """Several processes, with gloo on the CPU: their results are those of one process."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,8 @@ def start_torchrun(folders, folder, machines, *flags):
         command += ["--model", folders["qwen3"], "--dataset", folders["data"]]
         (folder / str(i)).mkdir(parents=True)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # The pictures do not need the backend that a user has set.
+        pipes["env"] = {**os.environ, "MPLBACKEND": "nonsense"}
         processes.append(subprocess.Popen(command, cwd=folder / str(i), **pipes))
     return processes
 
