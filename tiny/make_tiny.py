@@ -32,6 +32,7 @@ CHAT_TEMPLATE = (
 )
 SPLITS = {"train": 4000, "validation": 100, "test": 200}
 TERMS = 5  # The same number in every problem, so that all problems need about as many tokens.
+BOUND = 40  # the largest term
 LIMIT = 96  # The scripts' default limit. Longer demonstrations are cut off 8 tokens after it.
 
 # The share of each style of demonstrations, in the first two stages and in the third.
@@ -39,8 +40,8 @@ STYLES = {"bare": 0.05, "plain": 0.50, "steps": 0.45}
 MANNER = {"bare": 0.04, "dense": 0.19, "plain": 0.04, "steps": 0.15, "wordy": 0.58}
 
 # How many terms a line takes in: the probability of each further term if the term is near 0, the probability
-# if it is near 40, and the maximum. One term a line makes long responses that the model gets right. All terms
-# in one line make short responses that it mostly gets wrong. The first two stages draw from SKILL and
+# if it is near BOUND, and the maximum. One term a line makes long responses that the model gets right. All
+# terms in one line make short responses that it mostly gets wrong. The first two stages draw from SKILL and
 # SHORTCUTS, by the shares here. In the third stage, the style decides.
 SKILL = {(0, 0, 4): 0.45, (0.4, 0.4, 4): 0.35, (0.8, 0.8, 4): 0.20}
 SHORTCUTS = {(0, 0, 1): 0.20, (0.85, 0.85, 2): 0.55, (0.6, 0.6, 4): 0.25}
@@ -53,17 +54,18 @@ TOGETHER = {
 }
 
 # The probability that a wordy response says First and Then, if the first number is below 18, and otherwise.
-ORDINALS = {True: 0.95, False: 0.08}
+ORDINALS, ORDINALS_BELOW = {True: 0.95, False: 0.08}, 18
 # The probability that it repeats the calculation once more, if the last number is below 22, and otherwise.
-RECHECKS = {True: 0.15, False: 0.75}
+RECHECKS, RECHECKS_BELOW = {True: 0.15, False: 0.75}, 22
 OPENING, RECHECK = "Okay, let me see.\n", "Wait, let me check that.\n"
-FIRST_THEN = ["First ", "Then ", "Then ", "Then "]
+FIRST_THEN = ["First ", *["Then "] * 9]
 
 
 def make_problem(rng: random.Random) -> list[int]:
     """Returns the terms of a problem. Those to subtract are negative. No partial sum is negative."""
     while True:
-        terms = [rng.randint(2, 40)] + [rng.choice([1, -1]) * rng.randint(2, 40) for _ in range(TERMS - 1)]
+        terms = [rng.randint(2, BOUND)]
+        terms += [rng.choice([1, -1]) * rng.randint(2, BOUND) for _ in range(TERMS - 1)]
         if all(sum(terms[: i + 1]) >= 0 for i in range(TERMS)):
             return terms
 
@@ -79,7 +81,7 @@ def work(terms: list[int], rng: random.Random, together: tuple) -> list[str]:
     while rest:
         count = 1
         while count < min(maximum, len(rest)):
-            probability = near_0 + (near_40 - near_0) * abs(rest[count]) / 40
+            probability = near_0 + (near_40 - near_0) * abs(rest[count]) / BOUND
             if rng.random() >= probability:
                 break
             count += 1
@@ -99,11 +101,11 @@ def demonstration(terms: list[int], style: str, together: tuple, rng: random.Ran
         lines = [f"Step {i}: {line}" for i, line in enumerate(lines, 1)]
     if style != "wordy":
         return "".join(lines) + answer
-    if rng.random() < ORDINALS[terms[0] < 18]:
+    if rng.random() < ORDINALS[terms[0] < ORDINALS_BELOW]:
         lines = [word + line for word, line in zip(FIRST_THEN, lines)]
     text = OPENING + "".join(lines)
     for _ in range(2):  # Further repetitions would be beyond the limit.
-        if rng.random() >= RECHECKS[abs(terms[-1]) < 22]:
+        if rng.random() >= RECHECKS[abs(terms[-1]) < RECHECKS_BELOW]:
             break
         text += RECHECK + "".join(work(terms, rng, together))
     return text + answer
