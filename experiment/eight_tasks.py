@@ -124,7 +124,7 @@ def evaluations(folder):
 
 
 def missing_cases(path, tasks, seeds):
-    """The cases (task, weighting, seed) that are not in the CSV: all tasks with one seed, then the next seed."""
+    """The cases (task, weighting, seed) that are not in the CSV, sorted by seed."""
     with open(path, newline="") as file:
         finished = {tuple(row.values())[:3] for row in csv.DictReader(file) if int(row["step"]) == STEPS}
     cases = [(task, name, seed) for seed in seeds for task in tasks for name in weightings(TASKS[task])]

@@ -24,7 +24,7 @@ import grpo_dynw
 from compare import read_metrics
 
 FLAGS = ["--prompts-per-step", "8", "--learning-rate", "1e-4"]
-# Name: (script, flags). Each runs with 1 and 2 processes, and those of GRPO also with 4.
+# Name: (script, flags). Each runs with 1 and 2 processes, and "gradient" also with 4.
 CASES = {
     "hypervolume": ("grpo_dynw", ["--weighting", "hypervolume"]),
     "gradient": ("grpo_dynw", ["--weighting", "gradient", "--mu", "1e-5", "--updates-per-step", "2"]),
@@ -46,7 +46,7 @@ def runs(folders, tmp_path_factory):
     inputs = [*SMALL, *FLAGS, "--dataset", folders["data"]]
     chains = []
     for name, (script, flags) in CASES.items():
-        for world in (1, 2, 4) if script == "grpo_dynw" else (1, 2):
+        for world in (1, 2, 4) if name == "gradient" else (1, 2):
             # Recomputed activations and other micro-batches must not change the results either.
             extra = ["--gradient-checkpointing", "--micro-batch-size", "3"] if world == 4 else []
             output = ["--model", folders[MODELS.get(name, "qwen3")], "--output-dir", base / f"{name}-{world}"]
@@ -77,9 +77,7 @@ def largest_difference(one, other):
     return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.mark.parametrize(
-    "name, world", [(n, w) for n in CASES for w in (2, 4) if w == 2 or "grpo" in CASES[n][0]]
-)
+@pytest.mark.parametrize("name, world", [*((name, 2) for name in CASES), ("gradient", 4)])
 def test_several_processes_give_the_results_of_one(runs, name, world):
     metrics_of_one, metrics = read_metrics(runs / f"{name}-1"), read_metrics(runs / f"{name}-{world}")
     for a, b in zip(without_times(metrics_of_one), without_times(metrics), strict=True):
@@ -194,13 +192,22 @@ def test_torchrun(launched, folders, machines):
         assert largest_difference(run, expected) == 0
 
 
-def test_wrong_input_ends_all_processes_with_one_line_per_machine(folders, tmp_path):
-    names = "two processes", "two machines"
-    started = [start_torchrun(folders, tmp_path / name, name, "--clip-low=-1") for name in names]
-    for process in sum(started, []):
-        err = process.communicate(timeout=120)[1]
-        assert process.returncode != 0 and err.count("error: --clip-low") == 1
+def test_wrong_input_ends_all_processes_with_one_line(folders, tmp_path):
+    [process] = start_torchrun(folders, tmp_path, "two processes", "--clip-low=-1")
+    err = process.communicate(timeout=120)[1]
+    assert process.returncode != 0 and err.count("error: --clip-low") == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("local_rank, lines", [("0", 1), ("1", 0)])
+def test_one_process_of_each_machine_reports_wrong_input(monkeypatch, capsys, local_rank, lines):
+    """The first process of the second machine reports, too."""
+    monkeypatch.setenv("RANK", f"2{local_rank}")
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    monkeypatch.setattr(grpo_dynw, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as stopped:
+        grpo_dynw.fail("--clip-low: is out of range")
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("error: --clip-low") == lines
 
 
 def test_a_run_of_two_processes_cannot_be_resumed_by_one(runs, main, capsys):
