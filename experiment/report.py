@@ -1,7 +1,7 @@
 """
-Draws the tables and pictures of the experiment from experiment/results.csv alone.
+Draws the tables and pictures of the experiment from experiment/eight_tasks.csv and experiment/results.csv.
 
-    python experiment/report.py        writes experiment/RESULTS.md and experiment/experiment-*.png
+    python experiment/report.py        writes experiment/RESULTS.md and pictures
 
 An evaluation is one row of the CSV. A run is all rows with the same task, algorithm, variant and seed. The
 area of a run is the area under the curve of its hypervolume so far over the steps, divided by the number of
@@ -21,7 +21,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiment")]
+
+from regret import holm, markdown_table  # noqa: E402
+
 from compare import COLOURS, STYLE  # noqa: E402
 from hypervolume import hypervolume, pareto_front  # noqa: E402
 
@@ -140,26 +143,12 @@ def interval(values, pattern="{:.3f}"):
     return f"{pattern.format(np.mean(values))} ± {pattern.format(half)}"
 
 
-def holm(p_values):
-    """P-values adjusted by Holm's method."""
-    p_values, adjusted, largest = np.asarray(p_values), np.empty(len(p_values)), 0.0
-    for rank, i in enumerate(np.argsort(p_values)):
-        largest = adjusted[i] = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-    return adjusted
-
-
 def select_variants(runs, variants):
     """The runs of the given variants, in the order of `variants`."""
     return pandas.concat([runs[runs["variant"] == variant] for variant in variants])
 
 
 # Tables
-
-
-def markdown_table(rows):
-    """Rows of cells as a Markdown table. The first row has the titles."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def main_table(runs):

@@ -1,0 +1,236 @@
+"""The study over eight tasks: its measures, tests and tables, and how its tasks and runs are made."""
+
+import json
+import random
+import sys
+
+import moocore
+import numpy as np
+import pandas
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+sys.path.insert(0, str(ROOT / "experiment"))
+import eight_tasks  # noqa: E402
+import make_task  # noqa: E402
+import regret  # noqa: E402
+
+OBJECTIVES = eight_tasks.OBJECTIVES
+SIZES = {"embedded": 3, "two": 2, "four": 4}  # number of objectives
+
+
+def random_evaluations(rng, tasks, num_seeds=3):
+    """Random evaluations of all weightings. tasks: their numbers of objectives, by name."""
+    rows = []
+    for task, K in tasks.items():
+        for weighting in eight_tasks.weightings(K):
+            for seed in range(1, num_seeds + 1):
+                points = rng.uniform(0.1, 1, (4, K))
+                for step, point in zip((0, 10, 20, 30), points):
+                    row = {"task": task, "weighting": weighting, "seed": seed, "step": step}
+                    row |= dict(zip(OBJECTIVES, point)) | {"length": 50.0}
+                    row |= {f"sampled_{name}": x / 2 for name, x in zip(OBJECTIVES, point) if step}
+                    rows.append(row)
+    return pandas.DataFrame(rows, columns=eight_tasks.COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def evaluations():
+    return random_evaluations(np.random.default_rng(0), SIZES)
+
+
+@pytest.fixture(scope="module")
+def runs(evaluations):
+    return regret.measure_all(evaluations)
+
+
+def points_of(evaluations, run, prefix=""):
+    """The performance of a run as a list of lists, without pandas."""
+    names = [prefix + name for name in OBJECTIVES[: SIZES[run["task"]]]]
+    keys = ("task", "weighting", "seed")
+    rows = [row for row in evaluations.to_dict("records") if all(row[key] == run[key] for key in keys)]
+    return [[row[name] for name in names] for row in rows]
+
+
+# Measures and tests
+
+
+def test_areas_against_moocore(evaluations, runs):
+    for _, run in runs.iloc[::7].iterrows():
+        for prefix, name in ("", "area"), ("sampled_", "sampled_area"):
+            points = points_of(evaluations, run, prefix)
+            points = np.array(points[1:] if prefix else points)
+            ref = [0] * points.shape[1]
+            volumes = [
+                moocore.hypervolume(points[: i + 1], ref=ref, maximise=True) for i in range(len(points))
+            ]
+            # The trapezium rule for equal steps: the first and the last volume count half.
+            area = np.mean(volumes) if prefix else (sum(volumes) - (volumes[0] + volumes[-1]) / 2) / 3
+            assert run[name] == pytest.approx(area, abs=1e-12)
+
+
+def test_mean_utility_is_that_over_random_weights(evaluations, runs):
+    """A Dirichlet distribution with all parameters 1 is uniform on the simplex."""
+    for _, run in runs.iloc[::20].iterrows():
+        last = points_of(evaluations, run)[-1]
+        weights = np.random.default_rng(1).dirichlet(np.ones(len(last)), 40_000)
+        assert run["utility"] == pytest.approx((weights @ last).mean(), abs=0.005)
+        assert run["box"] == pytest.approx(moocore.hypervolume([last], ref=[0] * len(last), maximise=True))
+
+
+def test_regret_by_hand():
+    """Seed 1 chooses the best fixed weights, and seeds 2 and 3 judge. Their best does not count."""
+    values = {
+        "balanced": (0.5, 0.3, 0.5),
+        "accuracy-focused": (0.4, 0.9, 0.9),
+        "nash": (0.9, 0.5, 0.6),
+    }
+    cases = [(name, seed, x) for name, xs in values.items() for seed, x in enumerate(xs, 1)]
+    runs = pandas.DataFrame(cases, columns=["weighting", "seed", "area"]).assign(task="one")
+    assert regret.best_fixed(runs, "area").to_dict() == {"one": "balanced"}
+    expected = {"balanced": 0.0, "accuracy-focused": -0.5, "nash": -0.15}
+    assert regret.regrets(runs, "area").loc["one"].to_dict() == pytest.approx(expected)
+
+
+def test_a_weighting_that_is_not_run_on_a_task_has_no_regret_there(runs):
+    by_task = regret.regrets(runs, "area")
+    assert by_task["directness-focused"].notna().tolist() == [False, False, True]
+    assert by_task["clarity-focused"].notna().tolist() == [True, False, True]
+    assert regret.title("less clarity", by_task) == "less clarity, 2 of 3 tasks"
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_the_sign_flip_test_against_scipy(size):
+    for seed in range(5):
+        differences = np.random.default_rng(seed).normal(0.5, 1, size)
+        options = {"permutation_type": "samples", "alternative": "two-sided", "n_resamples": np.inf}
+        expected = stats.permutation_test((differences,), np.mean, **options).pvalue
+        assert regret.sign_flip_p(differences) == pytest.approx(expected)
+    assert regret.sign_flip_p([0.1] * 8) == 2 / 256
+
+
+def test_comparisons(runs):
+    by_task = regret.regrets(runs, "area")
+    results = regret.compare(by_task, "balanced")
+    assert list(results) == ["hypervolume", "gradient", "nash"]
+    for name, result in results.items():
+        assert result["p_t"] == pytest.approx(stats.ttest_rel(by_task[name], by_task["balanced"]).pvalue)
+    adjusted = regret.holm([result["p"] for result in results.values()])
+    assert [result["p_holm"] for result in results.values()] == adjusted.tolist()
+    against_best = regret.compare(by_task)["nash"]["differences"]
+    assert against_best.tolist() == by_task["nash"].tolist()
+
+
+def test_the_tables_have_all_weightings_and_tasks(evaluations, runs):
+    parts = regret.section(evaluations)
+    text = "\n\n".join(parts)
+    by_task = regret.regrets(runs, "area")
+    for name in by_task:
+        assert f"| {regret.title(name, by_task)} |" in parts[1]
+    best = regret.best_fixed(runs, "area")
+    assert all(f"| {task} | {best[task]} |" in parts[-1] for task in SIZES)
+    assert "nan" not in text and "-0.000" not in text
+    nash = by_task["nash"]
+    assert f"| nash | {nash.mean():.3f}, {nash.max():.3f} |" in parts[1]
+    difference = (nash - by_task["balanced"]).mean()
+    assert f"| nash | balanced | {difference:.3f} |" in parts[5]
+
+
+def test_the_picture_has_a_row_for_each_weighting_of_all_tasks(runs):
+    figure = regret.draw_regrets(runs, {})
+    [axes] = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert sorted(names) == sorted(
+        ["balanced", "accuracy-focused", "conciseness-focused", "efficiency-focused", "less conciseness"]
+        + ["hypervolume", "gradient", "nash"]
+    )
+
+
+# Tasks
+
+
+def test_the_fixed_weights():
+    by_name = eight_tasks.weightings(3)
+    weights = {name: flags.split()[1:] for name, flags in by_name.items() if flags.startswith("--weights")}
+    weights = {name: [float(w) for w in numbers] for name, numbers in weights.items()}
+    assert weights == {
+        "accuracy-focused": [0.5, 0.25, 0.25],
+        "conciseness-focused": [0.25, 0.5, 0.25],
+        "clarity-focused": [0.25, 0.25, 0.5],
+        "less accuracy": [0.25, 0.375, 0.375],
+        "less conciseness": [0.375, 0.25, 0.375],
+        "less clarity": [0.375, 0.375, 0.25],
+    }
+    assert sum(len(eight_tasks.weightings(K)) for K in eight_tasks.TASKS.values()) == 80
+    for K in (2, 4):
+        for flags in eight_tasks.weightings(K).values():
+            if flags.startswith("--weights"):
+                numbers = [float(w) for w in flags.split()[1:]]
+                assert len(numbers) == K and abs(sum(numbers) - 1) < 1e-6
+
+
+def test_directness():
+    assert eight_tasks.directness(response="Step 1: $1+1=2$\n\\boxed{2}") == 1.0
+    assert eight_tasks.directness(response="Okay, let me see.\n\\boxed{2}") == 0.0
+    assert eight_tasks.directness(response="$1+1=2$\nWait, let me check that.\n") == 0.0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_task_is_drawn_from_its_seed(tokenizer, monkeypatch, seed):
+    names = ("TERMS", "BOUND", "MANNER", "ORDINALS", "ORDINALS_BELOW", "RECHECKS", "RECHECKS_BELOW", "LIMIT")
+    for name in (*names, "make_problem"):
+        monkeypatch.setattr(make_task.make_tiny, name, getattr(make_task.make_tiny, name))
+    task = make_task.draw_task(seed, tokenizer)
+    assert task == make_task.draw_task(seed, tokenizer)
+    assert task["limit"] in range(64, 129) and 3 <= task["TERMS"] <= 6 and 20 <= task["BOUND"] <= 60
+    assert sum(task["MANNER"].values()) == pytest.approx(1, abs=0.003)
+    assert max(task["MANNER"], key=task["MANNER"].get) == "wordy"
+    for name, (low, high) in make_task.DEMONSTRATIONS.items():
+        assert low <= task["demonstrations"][name] <= high
+    rng = random.Random(5)
+    for _ in range(100):
+        terms = make_task.make_tiny.make_problem(rng)
+        assert len(terms) == task["TERMS"] and all(2 <= abs(term) <= task["BOUND"] for term in terms)
+        assert all(sum(terms[:i]) >= 0 for i in range(1, len(terms)))
+        assert min(terms) > 0 or task["SIGNS"] == [1, -1]
+
+
+def test_a_start_outside_of_its_bounds_is_named():
+    start = {"accuracy": 0.3, "conciseness": 0.2, "clarity": 0.02, "cut_off": 0.7}
+    assert make_task.outside(start, make_task.START) == ["clarity", "cut_off"]
+
+
+# Runs
+
+
+def test_the_evaluations_of_a_run(tmp_path):
+    """Sampled performance and r_pareto are means since the previous evaluation. Step 0 has neither."""
+    (tmp_path / "args.json").write_text('{"objectives": ["accuracy", "conciseness"], "max_new_tokens": 100}')
+    scores = {"eval/performance/accuracy": 0.5, "eval/performance/conciseness": 0.25}
+    scores["eval/completions/mean_length"] = 75.0
+    lines = [{"step": 0, "time/validate": 1.4, **scores}]
+    for step in range(1, 11):
+        line = {"step": step, "time/rollout": 1.0, "r_pareto": 1.0 + (step > 5)}
+        line |= {"rewards/accuracy/mean": step / 10, "rewards/conciseness/mean": 0.9}
+        line |= {"completions/mean_length": 10.0 * step, "weights/accuracy": 0.4, "weights/conciseness": 0.6}
+        lines.append(line | (scores if step == 10 else {}))
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    first, last = (
+        dict(zip(eight_tasks.COLUMNS[3:], row, strict=True)) for row in eight_tasks.evaluations(tmp_path)
+    )
+    assert first["seconds"] == 1 and first["sampled_accuracy"] == "" and first["w_accuracy"] == ""
+    assert (last["step"], last["accuracy"], last["clarity"], last["seconds"]) == (10, 0.5, "", 11)
+    assert (last["sampled_accuracy"], last["sampled_conciseness"]) == (0.55, 0.45)  # not the rewards' 0.9
+    assert (last["w_conciseness"], last["w_clarity"], last["r_pareto"]) == (0.6, "", 1.5)
+
+
+def test_a_run_in_the_csv_is_not_repeated(tmp_path):
+    path = tmp_path / "results.csv"
+    rows = ["embedded,balanced,1,60", "embedded,nash,1,50", "5,gradient,1,60"]
+    path.write_text("task,weighting,seed,step\n" + "\n".join(rows) + "\n")
+    cases = eight_tasks.missing_cases(path, ["embedded", "5"], [1, 2])
+    assert ("embedded", "balanced", 1) not in cases and ("5", "gradient", 1) not in cases
+    assert ("embedded", "nash", 1) in cases  # It is not complete.
+    assert len(cases) == 2 * (10 + 8) - 2
+    assert [seed for _, _, seed in cases] == sorted(seed for _, _, seed in cases)
