@@ -160,8 +160,12 @@ def main():
             flags = weightings(TASKS[task])[name].split() + task_flags(task, folders[task])
             folder = args.runs.resolve() / "eight" / f"{task}-{name}-{seed}".replace(" ", "-")
             runs.append(pool.submit(train, [*flags, "--seed", str(seed)], folder))
-        for case, run in zip(cases, tqdm(runs, desc="runs")):
-            record(args.results, case, run.result())
+        try:
+            for case, run in zip(cases, tqdm(runs, desc="runs")):
+                record(args.results, case, run.result())
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            sys.exit("Interrupted. The same command continues the study.")
     print(f"{len(cases)} runs. The results are in {args.results}")
 
 

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "experiment")]
 from regret import holm, markdown_table  # noqa: E402
 
 from compare import COLOURS, STYLE  # noqa: E402
-from hypervolume import hypervolume, pareto_front  # noqa: E402
+from hypervolume import hypervolume  # noqa: E402
 
 KEYS = ["task", "algorithm", "variant", "seed"]  # They identify a run.
 OBJECTIVES = ["accuracy", "conciseness", "clarity"]
@@ -60,8 +60,6 @@ MEASURES = {  # measure of a run: title of its column, format
     "accuracy": ("accuracy", "{:.3f}"),
     "length": ("length", "{:.1f}"),
     "clarity": ("clarity", "{:.3f}"),
-    "front_mean": ("mean over the front", "{:.3f}"),
-    "front_step": ("mean step of the front", "{:.0f}"),
 }
 INTRODUCTION = """\
 `python experiment/report.py` draws these tables and pictures from [results.csv](results.csv), which
@@ -73,10 +71,6 @@ INTRODUCTION = """\
 - The hypervolume is that of all evaluations of a run, with reference point 0. "Of the last point" is the
   hypervolume of the last evaluation alone.
 - The area is the mean over the steps of the hypervolume so far. It is the main measure.
-- The front of a run consists of its Pareto-optimal evaluations. "Mean over the front" is the mean of their
-  performances in all objectives. "Mean step of the front" is the mean of their steps.
-- "Steps to 95%" is the first step at which a run has 95% of the final hypervolume that the algorithm's best
-  fixed weights have with the same seed. The table has the median of the runs that reach it, and their number.
 - Comparisons are paired by seed. p is that of a t-test. Holm's correction covers all comparisons of a task. A
   difference is significant if the corrected p is below 0.05."""
 
@@ -88,7 +82,6 @@ def measure(run):
     """The measures of one run, from a frame of its evaluations in order."""
     points, steps = run[OBJECTIVES].to_numpy(), run["step"].to_numpy()
     volumes = np.array([hypervolume(points[: i + 1], [0.0] * len(OBJECTIVES)) for i in range(len(points))])
-    is_on_front = pareto_front(points)
     return {
         "hv": volumes[-1],
         "hv_last": points[-1].prod(),
@@ -98,28 +91,15 @@ def measure(run):
         "clarity": points[-1, 2],
         "weights": run[[f"w_{name}" for name in OBJECTIVES]].to_numpy()[-1],
         "r_pareto": run["r_pareto"].to_numpy()[1:].mean(),
-        "front_mean": points[is_on_front].mean(),
-        "front_step": steps[is_on_front].mean(),
         "volumes": volumes,
         "steps": steps,
     }
 
 
 def measure_all(evaluations):
-    """A frame with one row for each run: keys, measures, and `steps_to_95` (nan if not reached)."""
+    """A frame with one row for each run: keys and measures."""
     groups = evaluations.groupby(KEYS, sort=False)
-    runs = pandas.DataFrame({**dict(zip(KEYS, key)), **measure(run)} for key, run in groups)
-    runs["steps_to_95"] = np.nan
-    for _, comparable in runs.groupby(["task", "algorithm"]):
-        fixed = comparable[comparable["variant"].isin(FIXED)]
-        if fixed.empty:
-            continue
-        best_fixed = fixed.groupby("variant")["hv"].mean().idxmax()
-        goals = 0.95 * fixed[fixed["variant"] == best_fixed].set_index("seed")["hv"]
-        for i, run in comparable.iterrows():
-            steps = run["steps"][run["volumes"] >= goals.get(run["seed"], np.inf)]
-            runs.loc[i, "steps_to_95"] = steps[0] if len(steps) else np.nan
-    return runs
+    return pandas.DataFrame({**dict(zip(KEYS, key)), **measure(run)} for key, run in groups)
 
 
 def comparable_evaluations(evaluations):
@@ -153,15 +133,9 @@ def select_variants(runs, variants):
 
 def main_table(runs):
     """One row for each algorithm and variant, with all measures."""
-    has_goal = bool(runs["steps_to_95"].notna().any())
-    titles = [title for title, _ in MEASURES.values()] + ["steps to 95%"] * has_goal
-    rows = [["algorithm", "weighting", "seeds", *titles]]
+    rows = [["algorithm", "weighting", "seeds", *(title for title, _ in MEASURES.values())]]
     for (algorithm, variant), seeds in runs.groupby(["algorithm", "variant"], sort=False):
         cells = [interval(seeds[name].to_numpy(), pattern) for name, (_, pattern) in MEASURES.items()]
-        if has_goal:
-            reached = seeds["steps_to_95"].dropna()
-            count = f"({len(reached)} of {len(seeds)})"
-            cells.append(f"{reached.median():.0f} {count}" if len(reached) else count)
         rows.append([TITLES[algorithm], variant, len(seeds), *cells])
     return markdown_table(rows)
 

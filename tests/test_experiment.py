@@ -110,23 +110,6 @@ def test_holm():
     assert report.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
 
 
-def test_steps_to_95_percent_by_hand():
-    """Hypervolume-guided weighting, GRPO. Balanced weights, the best fixed ones, set the goal of a seed."""
-    reached = []
-    for seed in MAIN_SEEDS:
-        goal = 0.95 * BY_HAND["embedded", "grpo", "balanced", seed][0]
-        with open(ROOT / "experiment/results.csv", newline="") as file:
-            key = ["embedded", "grpo", "hypervolume", str(seed)]
-            rows = [row for row in csv.DictReader(file) if list(row.values())[:4] == key]
-        points = np.array([[float(row[name]) for name in OBJECTIVES] for row in rows])
-        for i, row in enumerate(rows):
-            if moocore.hypervolume(points[: i + 1], ref=[0, 0, 0], maximise=True) >= goal:
-                reached.append(int(row["step"]))
-                break
-    line = next(line for line in RESULTS.splitlines() if line.startswith("| GRPO | hypervolume | 5 |"))
-    assert line.endswith(f"| {sorted(reached)[len(reached) // 2]:.0f} ({len(reached)} of 5) |")
-
-
 def test_ablations_count_the_first_60_steps_only():
     with open(ROOT / "experiment/results.csv", newline="") as file:
         rows = [
