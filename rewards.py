@@ -18,13 +18,16 @@ problem's row, and returns a number. Its performance is its reward, unless PERFO
     PERFORMANCE["brevity"] = lambda reward, length, limit: 1 - length / limit
 """
 
+import ast
+import contextlib
 import functools
 import glob
 import inspect
+import json
 import math
+import os
 import re
 import traceback
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -49,6 +52,7 @@ PAPER_SUFFIX = r" Let's think step by step and output the final answer within \b
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
 FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # The second is that of verl.
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "dev": "validation"}
 
 
 def objective(function, name=None):
@@ -60,7 +64,7 @@ def objective(function, name=None):
     """
     inner = function.func if isinstance(function, functools.partial) else function
     name = name or getattr(inner, "__name__", type(inner).__name__)
-    if OBJECTIVES.get(name, function) is not function and name != "accuracy":
+    if OBJECTIVES.get(name, function) != function and name != "accuracy":
         raise ValueError(f"objective {name} exists; choose a name, as in objective(function, name='mine')")
     OBJECTIVES[name] = function
     return function
@@ -89,7 +93,8 @@ def score(objectives, responses, problems, lengths, mean_length, step=0, split="
         rewards.append([])
         for name in objectives:
             try:
-                value = OBJECTIVES[name](**{**problem, **arguments})
+                preset = getattr(OBJECTIVES[name], "keywords", {})  # those of a functools.partial
+                value = OBJECTIVES[name](**{**problem, **arguments, **preset})
                 rewards[-1].append(float(value))
                 if not math.isfinite(rewards[-1][-1]):
                     raise ValueError(f"a reward must be a finite number, not {value}")
@@ -174,9 +179,10 @@ WRAPPERS = [
     r"\$\$?((?:\\.|[^$\\])+)\$\$?",  # $...$, $$...$$
     r"\\[(\[]((?:(?!\\[][()]).)+)\\[)\]]",  # \(...\), \[...\]
     r"\\begin\{(?:equation|align|gather|displaymath|math)\*?\}(.+)\\end\{\w+\*?\}",
-    r"\\(?:text|textbf|mathbf|boldsymbol)\{((?:[^{}]|\{[^{}]*\})*)\}",
-    r"\*\*([^*]+)\*\*",  # bold in Markdown
-    r"""\[([^][,"']*)\]|\[\s*"([^"]*)"\s*\]|\[\s*'([^']*)'\s*\]""",  # a list of one
+    r"\\(?:text|mbox|fbox|boldsymbol|(?:text|math)(?:bf|it|rm|sf|tt))\{((?:[^{}]|\{[^{}]*\})*)\}",
+    r"\\displaystyle\s(.+)",
+    r"\*\*([^*]+)\*\*|`([^`]+)`",  # bold and code in Markdown
+    r"""\[([^][,"']*)\]|\[\s*'([^']*)'\s*\]|"([^"]*)\"""",  # a list of one, text in quotes
 ]
 WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
 # A separator is a comma, an apostrophe, an underscore, a space, or LaTeX for one of them, as in 2{,}125.
@@ -185,18 +191,24 @@ SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
 GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
 GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
+# Text with one of these after a number is no unit, as in 5\text{ million} or 5\text{ or }6.
+NO_UNIT = re.compile(r"(?<![\^{])\d|\b(?:and|or)\b|illion|thousand|hundred")
 
 
 def unwrap(text):
     """
     Returns the answer in a ground truth or a box: the text in the last answer tags, after the last </think>
-    or ####, or in the last box. What WRAPPER matches around it and a final period are removed.
+    or ####, or in the last box. A list of one in JSON, what WRAPPER matches around the answer, and a final
+    period are removed.
     """
-    text = text.rpartition("</answer>")[0] or text
-    text = re.split("<answer>|</think>|####", text)[-1]
+    text = ([text] + re.split("(?i)</(?:answer|solution)>", text))[-2]
+    text = re.split(r"(?i)<(?:answer|solution)>|</think>|####", text)[-1]
+    with contextlib.suppress(ValueError, RecursionError):
+        items = json.loads(text, parse_float=str, parse_int=str) if text.lstrip().startswith("[") else []
+        text = items[0] if len(items) == 1 and isinstance(items[0], str) else text
     text = last_boxed(text.replace(r"\boxed {", r"\boxed{"), default=text)
     for _ in range(8):  # Wrappers may be nested. A limit keeps the time linear in the text.
-        text = text.strip().rstrip(". \n")
+        text = re.sub(r"(?<!\.)\.\Z", "", text.strip()).strip()
         match = WRAPPER.fullmatch(text)
         if match is None:
             break
@@ -217,18 +229,6 @@ def bare_number(text):
     return number.rstrip("0").rstrip(".") if "." in number else number
 
 
-def plain_time(text):
-    """Returns a date with a time in UTC and without its zone, as the JSON reader does. Keeps other text."""
-    if not re.match(r"\d{4}-\d\d-\d\d[T ]\d", text):
-        return text
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    time = time.astimezone(UTC) if time.tzinfo else time
-    return str(time.replace(tzinfo=None)).removesuffix(" 00:00:00")
-
-
 def normalise(text, as_in_paper=False):
     r"""
     Returns an answer in uniform notation: the steps of `strip_string` in the evaluation of MATH (Hendrycks et
@@ -239,8 +239,7 @@ def normalise(text, as_in_paper=False):
     and ° and the spaces of LaTeX are removed.
     """
     if not as_in_paper:
-        text = bare_number(unwrap(text)).replace("−", "-")
-        text = plain_time(text)
+        text = bare_number(unwrap(text)).replace("−", "-").replace("–", "-")
         text = text.lower() if text in ("True", "False") else text  # JSON has true, Python prints True.
         text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z|~|(?<!\\)\\[,;: ]", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
@@ -248,18 +247,21 @@ def normalise(text, as_in_paper=False):
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
         text = text.replace(part, "")
     if text.count(r"\text{ ") == 1:  # With a space it is a unit (5\text{ cm}), else an answer (\text{Navin}).
-        text = text.split(r"\text{ ")[0]
+        value, unit = text.split(r"\text{ ")
+        text = value if as_in_paper or not NO_UNIT.search(unit) else text
     for part, replacement in [(r"\%", ""), (" .", " 0."), ("{.", "{0.")]:
         text = text.replace(part, replacement)
     text = "0" + text if text.startswith(".") else text
 
     left_side, *right_sides = text.split("=")
     if len(right_sides) == 1 and len(left_side) <= 2:  # "k=" and "k =" name the unknown.
-        text = right_sides[0]
+        text = right_sides[0] if as_in_paper or not re.search(r"\d", left_side) else text
     text = text if as_in_paper else bare_number(text.strip())
 
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
-    text = text.replace(" ", "")
+    # Between digits, a space that is no separator has a meaning: 2 1/2 is not 21/2.
+    spaces = " +" if as_in_paper or r"\frac" in text else r"(?<!\d) +| +(?!\d)"
+    text = re.sub(spaces, "", text)
     text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = r"\frac{1}{2}" if text == "0.5" else text
@@ -295,11 +297,12 @@ def read_problems(
     data, problems = load_splits(dataset), {}
 
     for split in splits:
-        if not data.get(split):
-            raise ValueError(f"split {split} is missing or empty (a single split needs 5 rows to be divided)")
-        rows = read_rows(data[split], split, suffix, any_needs_answer, is_paper)
+        if not data.get(split, [[]])[0]:
+            message = f"split {split} is missing or empty; {dataset} has {', '.join(data) or 'no split'}"
+            raise ValueError(f"{message} (a single split needs 5 rows to be divided)")
+        rows = read_rows(*data[split], split, suffix, any_needs_answer, is_paper)
         if "accuracy" in objectives and any_needs_answer:
-            check_answers([row["answer"] for row in rows], split)
+            check_answers({number: row["answer"] for (number, _), row in zip(data[split][0], rows)}, split)
         prompts, token_ids = tokenize([row["prompt"] for row in rows], tokenizer, enable_thinking)
         rows = [
             {**row, "prompt": prompt, "prompt_ids": ids}
@@ -332,96 +335,172 @@ def problems_of_step(problems, step, size, seed):
 
 def load_splits(dataset):
     """
-    Returns the splits of a dataset, by name. The dataset is a folder, a file (json, jsonl, csv, tsv,
-    parquet), a name on the Hub (NAME or NAME:CONFIGURATION), or one of PAPER_DATASETS.
+    Returns the splits of a dataset, by name: pairs of numbered rows, [(number, row), ...], and the types of
+    their columns. The dataset is a folder, a file (json, jsonl, csv, tsv, parquet), a name on the Hub (NAME
+    or NAME:CONFIGURATION), or one of PAPER_DATASETS.
 
     Missing splits are made as in the paper: a single split is shuffled and divided into 60% train, 20% test
-    and 20% validation; with train and test alone, the first half of test becomes validation.
+    and 20% validation; with train and test alone, the first half of test becomes validation. A validation
+    split without a test split is used as test.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # The exception below has the message.
     try:
-        splits = load_files(dataset)
-        for rows in splits.values():
-            rows.data.validate(full=True)  # The JSON reader does not check that text is in UTF-8.
+        splits = {}
+        for name, rows in load_files(dataset).items():
+            rows = rows.with_format(None) if isinstance(rows, datasets.Dataset) else rows
+            splits[name] = list(enumerate(rows, 1)), getattr(rows, "features", {})
     except Exception as error:  # Each file type has a reader with exceptions of its own.
         message = str(error.__cause__ or error) or f"{type(error).__name__}, perhaps because a file is empty"
-        if re.search("UnicodeDecodeError|Invalid UTF8", "".join(traceback.format_exception(error))):
+        if re.search("UnicodeDecodeError|Invalid UTF-?8", "".join(traceback.format_exception(error))):
             message = "the text is not in UTF-8; try: iconv -f UTF-16 -t UTF-8 (or -f WINDOWS-1252)"
         raise ValueError(f"{dataset} cannot be read: {message}") from None
 
-    if len(splits) == 1 and len(rows := next(iter(splits.values()))) >= 5:
-        train, rest = rows.train_test_split(0.4, seed=42).values()
+    if len(splits) == 1 and len((only := next(iter(splits.values())))[0]) >= 5:
+        rows, features = only
+        index = datasets.Dataset.from_dict({"row": range(len(rows))})
+        train, rest = index.train_test_split(0.4, seed=42).values()
         test, validation = rest.train_test_split(0.5, seed=42).values()
-        sizes = f"{len(train)} train, {len(test)} test, {len(validation)} validation problems"
-        print(f"the dataset has one split, which is divided into {sizes}")
-        return {"train": train, "test": test, "validation": validation}
-    if splits.keys() == {"train", "test"} and (half := len(splits["test"]) // 2):
-        print(f"no validation split: it takes the first {half} of the {len(splits['test'])} test problems")
-        return {**splits, "validation": splits["test"].take(half), "test": splits["test"].skip(half)}
+        parts = {"train": train, "test": test, "validation": validation}
+        splits = {name: ([rows[i] for i in part["row"]], features) for name, part in parts.items()}
+        sizes = ", ".join(f"{len(rows)} {name}" for name, (rows, _) in splits.items())
+        print(f"the dataset has one split, which is divided into {sizes} problems")
+    for name in list(splits):  # such as Train, test_sft, val or dev
+        splits.setdefault(split_name(name), splits[name])
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    if "test" in splits and "validation" not in splits and (half := len(splits["test"][0]) // 2):
+        rows, features = splits["test"]
+        print(f"no validation split: it takes the first {half} of the {len(rows)} test problems")
+        splits |= {"validation": (rows[:half], features), "test": (rows[half:], features)}
     return splits
 
 
+def split_name(name):
+    """Returns train, test or validation for the name of a split or file that begins like it, else `name`."""
+    return next((split for start, split in SPLIT_NAMES.items() if name.lower().startswith(start)), name)
+
+
 def load_files(dataset):
-    """Returns the splits that a dataset has, by name."""
-    path = Path(dataset).resolve()  # The library cannot read a file in the folder ".".
-    dataset = str(path) if path.exists() else dataset
+    """Returns the splits that a dataset has, by name: a list of rows, or a Dataset of the library."""
+    path = Path(os.path.abspath(dataset))  # The library cannot read a file in the folder ".".
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
-        splits = datasets.load_from_disk(dataset)
+        splits = datasets.load_from_disk(str(path))
         return splits if isinstance(splits, dict) else {"train": splits}
-    if path.exists() and glob.has_magic(dataset):  # The library reads a literal name only with a file type.
-        source = "data_files" if path.is_file() else "data_dir"
-        types = [FILE_TYPES[f.suffix] for f in [path, *path.rglob("*")] if f.suffix in FILE_TYPES]
-        builder = datasets.load_dataset_builder(types[0], **{source: glob.escape(dataset)})
-    elif path.is_file():
-        builder = datasets.load_dataset_builder(str(path.parent), data_files=path.name)
-    elif path.is_dir():
-        builder = datasets.load_dataset_builder(dataset)
-    else:
+    if not path.exists():
         source = PAPER_DATASETS.get(dataset, dataset).split(":", 1)
         try:
             return datasets.load_dataset(*source)
         except datasets.exceptions.DatasetGenerationError:  # The columns of the splits differ.
             builder = datasets.load_dataset_builder(*source)
+            return read_files(builder.name, builder.config.data_files)
 
-    options, splits = {}, {}
-    if builder.name == "csv":  # Keep answers such as 007 and None as they are written.
-        options = {"sep": builder.config.sep, "keep_default_na": False, "na_values": [""]}
-        options["converters"] = dict.fromkeys(QUESTION_COLUMNS + ANSWER_COLUMNS, str)
-    for split, files in builder.config.data_files.items():  # One by one, because their columns may differ.
+    kind = FILE_TYPES.get(path.suffix.lower())
+    if path.is_file() and kind:
+        return read_files(kind, {"train": [str(path)]})
+    if path.is_file() and path.suffix not in (".gz", ".bz2", ".xz", ".zip", ".zst"):
+        raise ValueError(f"its name must end with one of {', '.join(FILE_TYPES)}")
+    if path.is_dir() and glob.has_magic(str(path)):  # The library reads a literal name only with a file type.
+        kinds = [FILE_TYPES[file.suffix] for file in path.rglob("*") if file.suffix in FILE_TYPES]
+        builder = datasets.load_dataset_builder(kinds[0], data_dir=glob.escape(str(path)))
+    elif path.is_dir():
+        builder = datasets.load_dataset_builder(str(path))
+    else:
+        builder = datasets.load_dataset_builder(str(path.parent), data_files=path.name)
+    splits = builder.config.data_files
+    if len(splits) == 1:  # The library takes Train.jsonl and Test.jsonl for one split.
+        [files] = splits.values()
+        names = [split_name(Path(file).stem) for file in files]
+        if {"train", "test"} <= {*names}:
+            splits = {name: [file for file, other in zip(files, names) if other == name] for name in names}
+    return read_files(builder.name, splits)
+
+
+def read_files(kind, splits):
+    """Returns the rows of splits {name: files}, read one by one, because their columns may differ."""
+    result = {}
+    for split, files in splits.items():
+        plain = [Path(file) for file in files if Path(file).suffix.lower() in FILE_TYPES]
+        if kind == "json" and len(plain) == len(files) and all(map(Path.is_file, plain)):
+            result[str(split)] = sum(map(read_json, plain), [])
+            continue
+        options = {}
+        if kind == "csv":  # Keep answers such as 007 and None as they are written.
+            options = {"sep": "\t" if ".tsv" in Path(files[0]).name.lower() else ","}
+            options |= {"keep_default_na": False, "na_values": [""]}
+            options["converters"] = dict.fromkeys(QUESTION_COLUMNS + ANSWER_COLUMNS, str)
         files = [glob.escape(file) for file in files]
-        splits[str(split)] = datasets.load_dataset(builder.name, data_files=files, split="train", **options)
-        if "__index_level_0__" in splits[str(split)].column_names:
+        result[str(split)] = datasets.load_dataset(kind, data_files=files, split="train", **options)
+        if kind == "csv" and "__index_level_0__" in result[str(split)].column_names:
             raise ValueError("the rows have more fields than the header; put quotes around text with commas")
-    return splits
+    return result
 
 
-def read_rows(rows, split, suffix, needs_answers, is_paper):
+def read_json(file):
+    """
+    Returns the rows of a JSON or JSON Lines file. Numbers in the answer columns become text, with the digits
+    that were written: the library's reader rounds them. It also changes dates.
+    """
+    text = Path(file).read_text("utf-8-sig")
+    try:
+        rows, written = json.loads(text), json.loads(text, parse_float=str)
+    except json.JSONDecodeError:
+        if not text.strip():
+            raise ValueError(f"{file} is empty") from None
+        rows, written = [], []
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+                written += [json.loads(line, parse_float=str)] if line.strip() else []
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number} of {file} is not JSON: {error.msg}") from None
+    rows, written = ([x] if isinstance(x, dict) else x for x in (rows, written))
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{file} needs an object, in braces, for each row")
+    names = dict.fromkeys(name for row in rows for name in row)  # A row without a column has None there.
+    answers = [
+        {name: row[name] for name in ("answer", "reward_model", "solution") if name in row} for row in written
+    ]
+    return [{**names, **row, **answer} for row, answer in zip(rows, answers)]
+
+
+def read_rows(numbered_rows, features, split, suffix, needs_answers, is_paper):
     """Returns the rows of a split, with prompts (chats with `suffix` at the end) and answers."""
-    # Of several columns, prefer the one with the most text: a conversation rather than a bare question.
-    features, rows = rows.features, list(rows)
-    sizes = {name: sum(len(str(row.get(name) or "")) for row in rows) for name in QUESTION_COLUMNS}
+    # Of several columns, prefer the one with the most text: a conversation rather than a bare question. Text
+    # that is the same in several rows counts once.
+    texts = {name: {str(row.get(name) or "") for _, row in numbered_rows} for name in QUESTION_COLUMNS}
+    sizes = {name: sum(map(len, values)) for name, values in texts.items()}
     columns, problems = sorted(QUESTION_COLUMNS, key=sizes.get, reverse=True), []
     if sizes[columns[1]]:
         print(f"{split}: column {columns[0]} has the most text and is read where it has a value")
-    for number, row in enumerate(rows, 1):
+    for number, row in numbered_rows:
         try:
-            chat, answer = read_question(row, columns), read_answer(row, is_paper, features)
-            if answer is None and needs_answers:
-                raise ValueError(f"one of the columns {', '.join(ANSWER_COLUMNS)} needs a single value")
+            chat, answer = read_question(row, columns), read_answer(row, is_paper, features, needs_answers)
         except ValueError as error:
             raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
         chat[-1]["content"] += suffix
-        # JSON readers turn text like 2024-03-01 into a date. Objectives get text.
+        # Readers turn text like 2024-03-01 into a date. Objectives get text.
         dates = {key: str(v).removesuffix(" 00:00:00") for key, v in row.items() if hasattr(v, "isoformat")}
         problems.append({**row, **dates, "prompt": chat, "answer": answer, "as_in_paper": is_paper})
     return problems
+
+
+def parsed(value):
+    """Returns the list or dictionary that a text is in JSON or Python, as in csv files, else `value`."""
+    if isinstance(value, str) and re.match(r"\s*(\[\s*)?\{", value):
+        for parse in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return parse(value)
+    return value
 
 
 def read_question(row, columns=QUESTION_COLUMNS):
     """Returns the first of `columns` with a value, as chat messages with text. ValueError if not possible."""
     name = next((name for name in columns if str(row.get(name) or "").strip()), None)
     messages = row.get(name)
+    chat = parsed(messages)
+    if isinstance(chat, list) and all(isinstance(message, dict) and "role" in message for message in chat):
+        messages = chat
     messages = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
         raise ValueError(f"one of the columns {', '.join(QUESTION_COLUMNS)} needs text or chat messages")
@@ -441,34 +520,42 @@ def read_question(row, columns=QUESTION_COLUMNS):
     return chat
 
 
-def read_answer(row, is_paper=False, features=None):
+def read_answer(row, is_paper=False, features=None, is_needed=False):
     """
-    Returns the first of ANSWER_COLUMNS with a value, as text, or None. ValueError if a float may have lost
-    digits. features: the types of the columns, which tell the precision of floats (None: float64).
+    Returns the first of ANSWER_COLUMNS with a value, as text, or None. features: the types of the columns,
+    which tell the precision of floats (None: float64). If the answer is needed, ValueError if there is none,
+    or if it is a float that may have lost digits.
     """
-    verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
+    reward_model, column = parsed(row.get("reward_model")), "reward_model.ground_truth"
+    verl = reward_model.get("ground_truth") if isinstance(reward_model, dict) else row.get(column)
     values = dict(zip(ANSWER_COLUMNS, [row.get("answer"), verl, row.get("solution")]))
     values = {name: v[0] if isinstance(v, list) and len(v) == 1 else v for name, v in values.items()}
-    names = [name for name, v in values.items() if v is not None and v == v and str(v).strip(" []")]
-    if not names or isinstance(value := values[names[0]], (list, dict)):
-        return None
-
+    names = [name for name, v in values.items() if v is not None and v == v and str(v).strip(" .[]")]
+    value = values[names[0]] if names else ""
+    feature = features.flatten().get(names[0]) if features and names else None
+    if isinstance(feature, datasets.ClassLabel):
+        value = feature.int2str(value)
     if isinstance(value, float):
-        is_float32 = features is not None and "float32" in str(features.flatten()[names[0]])
-        value = np.float32(value) if is_float32 else np.float64(value)
-        if not abs(value) < 2 / np.finfo(value).eps:  # Above, not every integer is a float.
+        kind = re.search("float(16|32)", str(feature))
+        value = getattr(np, kind[0])(value) if kind else np.float64(value)
+        if is_needed and not abs(value) < 2 / np.finfo(value).eps:  # Above, not every integer is a float.
             raise ValueError(f"the answer {value} may have lost digits as a float; write it as text")
         value = np.format_float_positional(value, trim="-")
-    text = str(value).removesuffix(" 00:00:00")
-    return last_boxed(text, default=text) if is_paper else bare_number(unwrap(text)) or None
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    text = text.removesuffix(" 00:00:00") if hasattr(value, "isoformat") else text  # a date in a parquet file
+    text = last_boxed(text, default=text) if is_paper else bare_number(unwrap(text))
+    if is_needed and (not text or isinstance(value, (list, dict))):
+        raise ValueError(f"one of the columns {', '.join(ANSWER_COLUMNS)} needs a single value")
+    return None if isinstance(value, (list, dict)) else text or None
 
 
 def check_answers(answers, split):
-    """Warns of answers that a box can hardly match: several lines, over four words, or unbalanced braces."""
+    """Warns of answers {row number: answer} that a box can hardly match, such as sentences or open braces."""
     unlikely = []
-    for number, answer in enumerate(answers, 1):
+    for number, answer in answers.items():
         words = re.findall(r"(?<![\\\w])[^\W\d_]{2,}", answer)  # Commands of LaTeX do not count.
-        if len(words) > 4 or "\n" in answer or last_boxed(rf"\boxed{{{answer}}}") != answer:
+        is_odd = re.search(r"[\x00-\x1f]|</?[A-Za-z_]+>|[a-z]: ", answer)
+        if is_odd or len(words) > 4 or last_boxed(rf"\boxed{{{answer}}}") != answer:
             unlikely.append(f"row {number}, {answer!r:.100}")
     if unlikely:
         count = f"{len(unlikely)} of {len(answers)} answers cannot be earned in a box, or hardly ever"

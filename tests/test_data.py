@@ -184,7 +184,7 @@ USUAL += [r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "New York City"]
 
 @pytest.mark.parametrize("answer", UNLIKELY)
 def test_answers_that_a_box_can_hardly_match_cause_one_warning(capsys, answer):
-    rewards.check_answers([*USUAL, answer, *USUAL], "test")
+    rewards.check_answers(dict(enumerate([*USUAL, answer, *USUAL], 1)), "test")
     [line] = capsys.readouterr().out.splitlines()
     count = "1 of 21 answers cannot be earned in a box, or hardly ever"
     assert line == f"test: warning: {count}, such as that of row 11, {answer!r}"
@@ -441,12 +441,12 @@ FRENCH = '{"problem": "Combien co\u00fbte 1+1?", "answer": "2"}\n'
         ("a.jsonl", FRENCH.encode("latin-1"), "not in UTF-8; try: iconv"),
         ("a.csv", "problem,answer\nCo\u00fbt?,2\n".encode("latin-1"), "not in UTF-8"),
         ("a.json", FRENCH.encode("utf-16"), "not in UTF-8"),
-        ("a.jsonl", b'{"problem": "1+1?"}\n{"problem": \n', "JSON parse error: .* row 1"),
-        ("a.jsonl", b"", "a file is empty"),
+        ("a.jsonl", b'{"problem": "1+1?"}\n{"problem": \n', "line 2 of .* is not JSON: Expecting value"),
+        ("a.jsonl", b"", "a.jsonl is empty|a file is empty"),
         ("a.csv", b"problem,answer\n1+1?,2\n1+2?,3,4\n", "Expected 2 fields in line 3"),
         ("a.csv", b"problem,answer\nf(1,2)?,3\nf(2,2)?,4\n", "put quotes around text with commas"),
         ("a.parquet", b"PAR1", "Parquet"),
-        ("a.xyz", b"Hello", "supported"),
+        ("a.xyz", b"Hello", "must end with one of .csv, .tsv|supported"),
     ],
 )
 def test_an_error_names_the_dataset_and_its_fault(tmp_path, name, content, error):
@@ -506,3 +506,251 @@ def test_the_end_of_a_turn_is_an_added_token_special_or_not(tokenizer, tmp_path,
     assert rewards.turn_end(changed) == tokenizer.convert_tokens_to_ids("<|im_end|>")
     changed.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\nWhat{% endfor %}"
     assert rewards.turn_end(changed) is None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Further forms of files, columns and answers
+# ------------------------------------------------------------------------------------------------------------
+
+
+DIGITS = ["3.14159265358979323846", "1.23456789012", "0.00000000012345", "16.2", "100.0"]
+
+
+@pytest.mark.parametrize("digits", DIGITS)
+@pytest.mark.parametrize("other", ["2.5", '"x"'])
+def test_json_keeps_the_digits_that_are_written(tokenizer, tmp_path, digits, other):
+    """The reader of the library rounds numbers of arrays, and of columns of numbers and text."""
+    row = '{"problem": "q?", "answer": %s, "score": %s, "reward_model": {"ground_truth": 1.50}}'
+    rows = [row % (digits, digits), row % (other, other)]
+    (tmp_path / "a.json").write_text(f"[{', '.join(rows)}]")
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    for name in ("a.json", "a.jsonl"):
+        [split] = rewards.load_files(str(tmp_path / name)).values()
+        [first, _] = rewards.read_rows(list(enumerate(split, 1)), {}, "train", "", True, False)
+        assert first["answer"] == rewards.bare_number(digits)
+        assert first["score"] == float(digits)  # Only answers become text.
+
+
+def test_a_json_row_without_a_column_has_none_there(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"problem": "1?"}\n\n{"problem": "2?", "level": 3}\n')
+    assert load(tmp_path / "a.jsonl") == {
+        "train": [{"problem": "1?", "level": None}, {"problem": "2?", "level": 3}]
+    }
+
+
+def test_a_table_with_the_index_of_pandas_is_read(tmp_path):
+    frame = datasets.Dataset.from_list(ROWS).to_pandas()
+    frame[frame["answer"] != ROWS[0]["answer"]].to_parquet(tmp_path / "train.parquet")
+    assert [row["problem"] for row in load(tmp_path)["train"]] == [row["problem"] for row in ROWS[1:]]
+
+
+@pytest.mark.parametrize("name", ["one.jsonl", "one.csv", "one.parquet"])
+def test_an_error_has_the_number_of_the_row_in_a_file_that_is_divided(tokenizer, tmp_path, name):
+    rows = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(20)]
+    rows[13]["answer"] = None
+    getattr(datasets.Dataset.from_list(rows), f"to_{name[4:].replace('jsonl', 'json')}")(tmp_path / name)
+    with pytest.raises(ValueError, match="^row 14 of split"):
+        read_problems(str(tmp_path / name), ["train", "test", "validation"], tokenizer, 64)
+
+
+SPLITS = {  # the splits that people have, and those that are made of them
+    ("train", "dev"): {"train": 1, "validation": 1, "test": 1},
+    ("train", "valid"): {"train": 1, "validation": 1, "test": 1},
+    ("train", "val", "test"): {"train": 1, "validation": 2, "test": 2},
+    ("Train", "Test"): {"train": 1, "validation": 1, "test": 1},
+    ("train_sft", "test_sft"): {"train": 1, "validation": 1, "test": 1},
+}
+
+
+@pytest.mark.parametrize("names", SPLITS)
+def test_names_of_splits(tmp_path, names):
+    rows = {name: [{"problem": name, "answer": "1"}] * (1 + (name.lower()[:5] != "train")) for name in names}
+    data = {name: datasets.Dataset.from_list(split_rows) for name, split_rows in rows.items()}
+    datasets.DatasetDict(data).save_to_disk(tmp_path / "saved")
+    folders = [tmp_path / "saved"]
+    if names[0] != "train_sft":  # The library does not know this name of a file.
+        (tmp_path / "files").mkdir()
+        for name, split in data.items():
+            split.to_parquet(tmp_path / f"files/{name}.parquet")
+        folders += [tmp_path / "files"]
+    for folder in folders:
+        splits = {name: rows for name, (rows, _) in rewards.load_splits(str(folder)).items()}
+        assert {name: len(splits[name]) for name in ("train", "validation", "test")} == SPLITS[names]
+        assert {row["problem"] for _, row in splits["train"]} == {names[0]}
+
+
+def test_an_error_names_the_splits_that_a_dataset_has(tokenizer, tmp_path):
+    data = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict(a=data, b=data).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="split train is missing or empty; .*saved has a, b"):
+        read_problems(str(tmp_path / "saved"), ["train"], tokenizer, 64)
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_the_format_of_a_saved_dataset_does_not_matter(tokenizer, tmp_path, kind):
+    prompts = [[{"role": "user", "content": f"{i}+1?"}] for i in range(5)]
+    data = datasets.Dataset.from_dict({"prompt": prompts, "answer": list(range(1, 6))})
+    datasets.DatasetDict(train=data.with_format(kind), test=data).save_to_disk(tmp_path / "saved")
+    problems = read(tokenizer, tmp_path / "saved")
+    assert [problem["answer"] for problem in problems] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_link_has_the_type_of_its_own_name(tmp_path):
+    """The cache of the Hub has links like this."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs/0a1b").write_text(LINES)
+    (tmp_path / "train.jsonl").symlink_to(tmp_path / "blobs/0a1b")
+    assert load(tmp_path / "train.jsonl")["train"] == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.CSV", "a.TSV", "a.Json", "a.xlsx"])
+def test_the_case_of_a_file_type_does_not_matter(tmp_path, name):
+    text = {"a.CSV": "problem,answer\n1+1?,2\n", "a.TSV": "problem\tanswer\n1+1?\t2\n"}
+    (tmp_path / name).write_text(text.get(name, '{"problem": "1+1?", "answer": "2"}'))
+    if name == "a.xlsx":
+        with pytest.raises(ValueError, match="its name must end with one of .csv, .tsv, .parquet, .json, .j"):
+            rewards.load_splits(str(tmp_path / name))
+    else:
+        assert load(tmp_path / name)["train"] == [{"problem": "1+1?", "answer": "2"}]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_the_encoding_of_a_json_array_is_reported(tmp_path, encoding):
+    (tmp_path / "a.json").write_text(f"[{FRENCH}]", encoding=encoding)
+    with pytest.raises(ValueError, match="the text is not in UTF-8; try: iconv"):
+        rewards.load_splits(str(tmp_path / "a.json"))
+
+
+CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "What's 1+1?"}]
+
+
+@pytest.mark.parametrize("text", [str(CHAT), json.dumps(CHAT), json.dumps(CHAT, indent=1)])
+def test_a_chat_may_be_text_as_in_csv_files(text):
+    assert read_question({"prompt": text}) == CHAT
+
+
+@pytest.mark.parametrize(
+    "text", ["[{x | x > 2}] is a set?", '{"role": 1}', "[1, 2]", '[{"a": 1}]', "{" * 9999]
+)
+def test_a_question_that_only_looks_like_a_chat_is_text(text):
+    assert read_question({"prompt": text}) == [{"role": "user", "content": text}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"reward_model": "{'ground_truth': '7', 'style': 'rule'}"},
+        {"reward_model": '{"ground_truth": 7}'},
+        {"reward_model.ground_truth": "7", "reward_model.style": "rule"},
+        {"answer": b"7"},
+    ],
+)
+def test_forms_of_an_answer(row):
+    assert read_answer(row, is_needed=True) == "7"
+
+
+def test_types_of_columns_decide_how_an_answer_is_read(tokenizer, tmp_path):
+    values = {"half": np.float16(16.2), "single": np.float32(16.2), "label": 2}
+    answers = {"half": "16.2", "single": "16.2", "label": "C"}
+    types = {"half": "float16", "single": "float32"}
+    features = {name: datasets.Value(kind) for name, kind in types.items()}
+    features["label"] = datasets.ClassLabel(names=["A", "B", "C"])
+    for name, value in values.items():
+        columns = datasets.Features({"answer": features[name]})
+        assert (
+            read_answer({"answer": value.item() if name != "label" else 2}, features=columns) == answers[name]
+        )
+
+
+def test_an_answer_that_no_objective_needs_may_be_anything():
+    assert read_answer({"answer": 2.0**60}, is_needed=False)
+    with pytest.raises(ValueError, match="may have lost digits"):
+        read_answer({"answer": 2.0**60}, is_needed=True)
+    with pytest.raises(ValueError, match="needs a single value"):
+        read_answer({"answer": ["1", "2"]}, is_needed=True)
+    assert read_answer({"answer": ["1", "2"]}) is None
+
+
+FORMS = {  # a ground truth and boxes that are correct
+    r'["\\(3\\)"]': ["3", r"\(3\)"],
+    r'["50\\%"]': ["50", r"50\%"],
+    r'["10,\\!000"]': ["10000", "10,000"],
+    r'["\\text{A}"]': ["A", r"\text{A}"],
+    r'["5\u00b0"]': ["5", "5°"],
+    "<Answer>5</Answer>": ["5"],
+    "I add.\n<SOLUTION>\n5\n</SOLUTION>": ["5"],
+    r"\mathrm{A}": ["A", r"\text{A}"],
+    r"\textit{blue}": ["blue"],
+    r"\mbox{blue}": ["blue"],
+    r"\fbox{5}": ["5"],
+    r"\displaystyle \frac{1}{2}": [r"\frac{1}{2}", "1/2"],
+    "`5`": ["5"],
+    '"5"': ["5"],
+    "–5": ["-5", "−5"],
+    "0.333...": ["0.333..."],
+    "2 1/2": ["2 1/2", "2 1/2."],
+    r"5\text{ cm}^2": ["5"],
+    r"5\text{ or }7": [r"5\text{ or }7"],
+}
+
+
+@pytest.mark.parametrize("truth", FORMS)
+def test_a_ground_truth_in_another_form_can_be_earned(truth):
+    answer = read_answer({"answer": truth})
+    for box in [*FORMS[truth], truth]:
+        assert accuracy(rf"\boxed{{{box}}}", answer) == 1.0, box
+
+
+WRONG = [
+    ("5", r"5\text{ or }7"),
+    (r"5\text{ or }7", "5"),
+    ("5", r"5\text{ million}"),
+    ("21/2", "2 1/2"),
+    ("1 2 3", "123"),
+    ("12", "1 2"),
+    ("5", "7=5"),
+    ("0.333...", "0.333"),
+]
+
+
+@pytest.mark.parametrize("truth, box", WRONG)
+def test_another_answer_is_wrong(truth, box):
+    assert accuracy(rf"\boxed{{{box}}}", read_answer({"answer": truth})) == 0.0
+    assert accuracy(rf"\boxed{{{truth}}}", read_answer({"answer": box})) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["Answer: 3", "The answer is: 3", "<final>5</final>", "\x08oxed{7}"])
+def test_more_answers_that_a_box_can_hardly_match(capsys, answer):
+    rewards.check_answers({4: "1", 9: answer}, "test")
+    assert "such as that of row 9" in capsys.readouterr().out
+
+
+def test_arguments_of_a_partial_precede_the_columns(objectives):
+    def near(target, answer, **_):
+        return float(target == answer)
+
+    rewards.objective(functools.partial(near, target=10), "close")
+    [[reward]] = rewards.score(["close"], ["x"], [{"target": 3, "answer": 10}], [1], 1.0)
+    assert reward == 1.0
+
+
+def test_a_method_may_be_registered_twice(objectives):
+    class Judge:
+        def polite(self, response, **_):
+            return 1.0
+
+    judge = Judge()
+    rewards.objective(judge.polite)
+    rewards.objective(judge.polite)
+    with pytest.raises(ValueError, match="objective polite exists"):
+        rewards.objective(Judge().polite)
+
+
+def test_a_column_that_is_the_same_in_all_rows_is_no_question(tokenizer, tmp_path):
+    rows = [
+        {"prompt": "Answer the following question about numbers.", "problem": f"{i}+1?"} for i in range(30)
+    ]
+    for row in rows:
+        row["answer"] = "1"
+    problems = read(tokenizer, write_splits(tmp_path / "data", rows))
+    assert "3+1?" in problems[3]["prompt"]

@@ -459,9 +459,8 @@ def test_question_and_answer_of_common_datasets(row, content, answer):
     ],
 )
 def test_rows_without_question_or_answer_are_refused(row):
-    rows = datasets.Dataset.from_list([row] if row else [{"level": 1}])
-    with pytest.raises(ValueError, match="^row 1 of split test: one of the columns .* needs "):
-        rewards.read_rows(rows, "test", "", True, False)
+    with pytest.raises(ValueError, match="^row 7 of split test: one of the columns .* needs "):
+        rewards.read_rows([(7, row or {"level": 1})], {}, "test", "", True, False)
 
 
 NUMBERS = {"2,125": "2125", "-1,234,567.5": "-1234567.5", "033": "33", "-007": "-7", "000": "0", "0": "0"}
@@ -572,20 +571,27 @@ def permuted(count):
     return train, validation, test
 
 
+def load_splits(path):
+    """The splits of a dataset, as lists of rows without their numbers."""
+    return {name: [row for _, row in rows] for name, (rows, _) in rewards.load_splits(str(path)).items()}
+
+
 def test_a_single_split_is_divided_as_the_paper_divides_math_500(tmp_path):
     rows_of(500).to_json(tmp_path / "one.jsonl")
     rows_of(500).to_parquet(tmp_path / "one.parquet")
     train, validation, test = permuted(500)
     for name in ("one.jsonl", "one.parquet"):
-        splits = rewards.load_splits(str(tmp_path / name))
+        splits = load_splits(tmp_path / name)
         for split, expected in {"train": train, "test": test, "validation": validation}.items():
             assert [row["answer"] for row in splits[split]] == [str(2 * i) for i in expected]
+            numbers = [number for number, _ in rewards.load_splits(str(tmp_path / name))[split][0]]
+            assert numbers == [i + 1 for i in expected]
 
 
 def test_a_missing_validation_split_is_the_first_half_of_test(tmp_path):
     rows_of(7).to_json(tmp_path / "train.jsonl")
     rows_of(5).to_json(tmp_path / "test.jsonl")
-    splits = rewards.load_splits(str(tmp_path))
+    splits = load_splits(tmp_path)
     assert {name: [row["answer"] for row in rows] for name, rows in splits.items()} == {
         "train": [str(2 * i) for i in range(7)],
         "validation": ["0", "2"],
@@ -596,7 +602,7 @@ def test_a_missing_validation_split_is_the_first_half_of_test(tmp_path):
 def test_three_existing_splits_are_not_changed(tmp_path):
     for name, count in (("train", 7), ("validation", 2), ("test", 5)):
         rows_of(count).to_json(tmp_path / f"{name}.jsonl")
-    assert {name: len(rows) for name, rows in rewards.load_splits(str(tmp_path)).items()} == {
+    assert {name: len(rows) for name, rows in load_splits(tmp_path).items()} == {
         "train": 7,
         "validation": 2,
         "test": 5,
@@ -691,7 +697,7 @@ def test_splits_on_the_hub_that_differ_in_other_columns_are_read(tmp_path, monke
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda path: build(local(path)))
     with pytest.raises(datasets.exceptions.DatasetGenerationError):
         datasets.load_dataset("someone/sums")
-    splits = rewards.load_splits("someone/sums")
+    splits = load_splits("someone/sums")
     assert {name: rows[0].get("level") for name, rows in splits.items()} == dict(
         train=None, validation=3, test="hard"
     )
