@@ -12,10 +12,7 @@ and name it in --objectives:
 
 It gets the keywords `response` (the decoded text), `answer` (the ground truth), `length` (in sampled tokens),
 `mean_length` (which conciseness compares the length with), `prompt`, `step` and all other columns of the
-problem's row, and returns a number. Its performance is its reward, unless PERFORMANCE has a function for it:
-
-    # For an objective brevity: the share of the limit that a response leaves unused.
-    PERFORMANCE["brevity"] = lambda reward, length, limit: 1 - length / limit
+problem's row, and returns a number. Its performance is its reward, unless PERFORMANCE has a function for it.
 """
 
 import ast
@@ -39,8 +36,8 @@ from jinja2 import TemplateError
 OBJECTIVES = {}
 # The performance of an objective is what evaluations report, and what the hypervolume and Nash weighting use.
 # By default, it is the reward. A function of (reward, length, limit) here replaces the default. The function
-# gets the reward and length of one response, or their means over several. It must be linear in both (plus a
-# constant), so that the performance of the means is the mean performance. Conciseness has a function because
+# gets the reward and length of one response, or their means over several. It must be affine in both, so that
+# the performance of the means is the mean performance. Conciseness has a function because
 # its reward depends on a mean length that moves, so it cannot compare models.
 PERFORMANCE = {"conciseness": lambda reward, length, limit: 1 - length / limit}
 # The paper's datasets: short names, names on the Hub, and the text that follows each problem.
@@ -51,7 +48,7 @@ PAPER_DATASETS = {
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
 FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # The second is that of verl.
+ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # verl has a column reward_model.
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "dev": "validation"}
 
 
@@ -99,10 +96,8 @@ def score(objectives, responses, problems, lengths, mean_length, step=0, split="
                 if not math.isfinite(rewards[-1][-1]):
                     raise ValueError(f"a reward must be a finite number, not {value}")
             except Exception as error:
-                prompt = str(problem.get("prompt"))[:160]
-                error.add_note(
-                    f"objective {name}, split {split}, step {step}\nthe prompt begins with {prompt!r}"
-                )
+                place, prompt = f"split {split}, step {step}", str(problem.get("prompt"))[:160]
+                error.add_note(f"objective {name}, {place}\nthe prompt begins with {prompt!r}")
                 raise
     return rewards
 
@@ -121,8 +116,9 @@ def accuracy(response, answer, as_in_paper=False, **_):
     r"""
     Returns 1.0 if the last `\boxed{...}` in `response` equals `answer` after both are normalised, else 0.0.
 
-    Normalising unifies notation but computes nothing, so 2/4 is not 1/2. A response without a box is wrong,
-    and so is one whose last box is not closed. as_in_paper: compare as the paper does, see `normalise`.
+    Normalising unifies notation but computes nothing, so 2/4 is not 1/2. `\boxed 5` counts as a box. A
+    response without a box is wrong, and so is one whose last box is not closed. as_in_paper: compare as the
+    paper does, see `normalise`.
     """
     if not as_in_paper:
         response = response.replace(r"\boxed {", r"\boxed{")
@@ -191,8 +187,9 @@ SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
 GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
 GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-# Text with one of these after a number is no unit, as in 5\text{ million} or 5\text{ or }6.
-NO_UNIT = re.compile(r"(?<![\^{])\d|\b(?:and|or)\b|illion|thousand|hundred")
+# Text after a number is a unit, as in 5\,\text{cm}. It is none with one of NO_UNIT, as in 5\text{ or }6.
+UNIT = re.compile(r"(?<=\d)(?:\s|~|\\[,;:! ])*\\(?:text|textrm|mathrm)\{(?:\s|~)*")
+NO_UNIT = re.compile(r"(?<![\^{])\d|\b(?:and|or)\b|illion|thousand|hundred|[ap]\.?m\b")
 
 
 def unwrap(text):
@@ -235,13 +232,16 @@ def normalise(text, as_in_paper=False):
     al., arXiv:2103.03874), in order. Where a step fails (two units, a bare `\frac`), MATH compares the
     strings as they are. Here, that step is skipped.
 
-    as_in_paper: take only these steps. By default, `unwrap` and `bare_number` are applied, and the signs $, %
-    and ° and the spaces of LaTeX are removed.
+    as_in_paper: take only these steps. By default, `unwrap` and `bare_number` are applied. Units, spaces of
+    LaTeX, and the signs $, % and ° at the ends are removed. Dashes, True and False, and the sign of a
+    fraction get one notation.
     """
     if not as_in_paper:
         text = bare_number(unwrap(text)).replace("−", "-").replace("–", "-")
         text = text.lower() if text in ("True", "False") else text  # JSON has true, Python prints True.
-        text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z|~|(?<!\\)\\[,;: ]", "", text)
+        text = re.sub(UNIT, r"\\text{ ", text)
+        text = re.sub(r"(?:\s|~|(?<!\\)\\[,;: ])+", " ", text).strip()
+        text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
         text = text.replace(part, replacement)
     for part in (r"\left", r"\right", r"^{\circ}", r"^\circ", r"\$"):
@@ -255,7 +255,7 @@ def normalise(text, as_in_paper=False):
 
     left_side, *right_sides = text.split("=")
     if len(right_sides) == 1 and len(left_side) <= 2:  # "k=" and "k =" name the unknown.
-        text = right_sides[0] if as_in_paper or not re.search(r"\d", left_side) else text
+        text = right_sides[0] if as_in_paper or not re.search(r"[\d<>!-]", left_side) else text
     text = text if as_in_paper else bare_number(text.strip())
 
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
@@ -267,7 +267,9 @@ def normalise(text, as_in_paper=False):
     text = r"\frac{1}{2}" if text == "0.5" else text
     # A pattern recognises integers, because int(), which MATH uses, raises an error for thousands of digits.
     text = re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
-    return text if as_in_paper else re.sub(r"\A\\frac\{-", r"-\\frac{", text)  # one notation for -1/2
+    # One notation for -1/2. A sum, as in (-1+x)/2, keeps its sign.
+    minus = r"\A\\frac\{-((?:[^{}+-]|\{[^{}]*\})*)\}"
+    return text if as_in_paper else re.sub(minus, r"-\\frac{\1}", text)
 
 
 def read_problems(
@@ -303,16 +305,13 @@ def read_problems(
         rows = read_rows(*data[split], split, suffix, any_needs_answer, is_paper)
         if "accuracy" in objectives and any_needs_answer:
             check_answers({number: row["answer"] for (number, _), row in zip(data[split][0], rows)}, split)
-        prompts, token_ids = tokenize([row["prompt"] for row in rows], tokenizer, enable_thinking)
-        rows = [
-            {**row, "prompt": prompt, "prompt_ids": ids}
-            for row, prompt, ids in zip(rows, prompts, token_ids)
-            if len(ids) <= max_prompt_tokens
-        ]
+        texts = tokenize([row["prompt"] for row in rows], tokenizer, enable_thinking)
+        rows = [{**row, "prompt": prompt, "prompt_ids": ids} for row, prompt, ids in zip(rows, *texts)]
+        count, rows = len(rows), [row for row in rows if len(row["prompt_ids"]) <= max_prompt_tokens]
         if not rows:
             raise ValueError(f"all prompts of split {split} are over --max-prompt-tokens {max_prompt_tokens}")
-        if left_out := len(prompts) - len(rows):
-            print(f"{split}: left out {left_out} of {len(prompts)} prompts, over {max_prompt_tokens} tokens")
+        if left_out := count - len(rows):
+            print(f"{split}: left out {left_out} of {count} prompts, over {max_prompt_tokens} tokens")
 
         n = len(rows) if split == "train" else min(max_eval_problems or len(rows), len(rows))
         if n < len(rows):
@@ -402,7 +401,7 @@ def load_files(dataset):
         raise ValueError(f"its name must end with one of {', '.join(FILE_TYPES)}")
     if path.is_dir() and glob.has_magic(str(path)):  # The library reads a literal name only with a file type.
         kinds = [FILE_TYPES[file.suffix] for file in path.rglob("*") if file.suffix in FILE_TYPES]
-        builder = datasets.load_dataset_builder(kinds[0], data_dir=glob.escape(str(path)))
+        builder = datasets.load_dataset_builder((kinds or ["json"])[0], data_dir=glob.escape(str(path)))
     elif path.is_dir():
         builder = datasets.load_dataset_builder(str(path))
     else:
@@ -420,9 +419,8 @@ def read_files(kind, splits):
     """Returns the rows of splits {name: files}, read one by one, because their columns may differ."""
     result = {}
     for split, files in splits.items():
-        plain = [Path(file) for file in files if Path(file).suffix.lower() in FILE_TYPES]
-        if kind == "json" and len(plain) == len(files) and all(map(Path.is_file, plain)):
-            result[str(split)] = sum(map(read_json, plain), [])
+        if kind == "json" and all(os.path.isfile(x) and Path(x).suffix.lower() in FILE_TYPES for x in files):
+            result[str(split)] = sum(map(read_json, files), [])
             continue
         options = {}
         if kind == "csv":  # Keep answers such as 007 and None as they are written.
@@ -438,8 +436,8 @@ def read_files(kind, splits):
 
 def read_json(file):
     """
-    Returns the rows of a JSON or JSON Lines file. Numbers in the answer columns become text, with the digits
-    that were written: the library's reader rounds them. It also changes dates.
+    Returns the rows of a JSON or JSON Lines file. Decimal numbers in the answer columns become text, with the
+    digits that were written. The library's reader rounds them, and it changes dates.
     """
     text = Path(file).read_text("utf-8-sig")
     try:
@@ -455,13 +453,12 @@ def read_json(file):
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number} of {file} is not JSON: {error.msg}") from None
     rows, written = ([x] if isinstance(x, dict) else x for x in (rows, written))
-    if not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} needs an object, in braces, for each row")
     names = dict.fromkeys(name for row in rows for name in row)  # A row without a column has None there.
-    answers = [
-        {name: row[name] for name in ("answer", "reward_model", "solution") if name in row} for row in written
-    ]
-    return [{**names, **row, **answer} for row, answer in zip(rows, answers)]
+    for row, exact in zip(rows, written):
+        row |= {name: exact[name] for name in {"answer", "reward_model", "solution"} & row.keys()}
+    return [{**names, **row} for row in rows]
 
 
 def read_rows(numbered_rows, features, split, suffix, needs_answers, is_paper):
@@ -522,9 +519,9 @@ def read_question(row, columns=QUESTION_COLUMNS):
 
 def read_answer(row, is_paper=False, features=None, is_needed=False):
     """
-    Returns the first of ANSWER_COLUMNS with a value, as text, or None. features: the types of the columns,
-    which tell the precision of floats (None: float64). If the answer is needed, ValueError if there is none,
-    or if it is a float that may have lost digits.
+    Returns the first of ANSWER_COLUMNS with a value, as text, or None. ValueError if the answer is needed and
+    there is none, or if it is a float that may have lost digits. features: the types of the columns, from
+    which the precision of a float is known (None: float64).
     """
     reward_model, column = parsed(row.get("reward_model")), "reward_model.ground_truth"
     verl = reward_model.get("ground_truth") if isinstance(reward_model, dict) else row.get(column)

@@ -140,10 +140,10 @@ def main():
     tokenizer.save_pretrained(args.output / "model")
 
     task["start"] = start_of(args.output, task["limit"])
-    (args.output / "task.json").write_text(json.dumps(task, indent=2) + "\n")
     print(json.dumps(task["start"]))
     if names := outside(task["start"], START):
         sys.exit(f"task {args.seed} is dropped: {', '.join(names)} of the initial model")
+    (args.output / "task.json").write_text(json.dumps(task, indent=2) + "\n")
 
 
 if __name__ == "__main__":

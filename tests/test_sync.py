@@ -177,6 +177,7 @@ CONSTANTS["rewards"] |= {"ENUMERATOR", "ORDINAL", "FILLED_BOX", "WRAPPER", "NUMB
 CONSTANTS["rewards"] |= {
     "GROUPED",
     "NO_UNIT",
+    "UNIT",
     "QUESTION_COLUMNS",
     "ANSWER_COLUMNS",
     "FILE_TYPES",
