@@ -28,7 +28,14 @@ MEASURES = {
     "utility": "mean utility of the last point",
     "box": "box of the last point",
 }
+NUM_RUNS = 240
 CHOOSING_SEED = 1  # It chooses the best fixed weights of a task. The other seeds judge.
+INTRODUCTION = """\
+[PLAN.md](PLAN.md) defines the study, the measures and the tests. The regret of a weighting on a task is the
+value of the task's best fixed weights minus that of the weighting. So less is better, and a negative regret
+is an advantage. Seed 1 chooses the best fixed weights. All numbers are means over seeds 2 and 3. A cell of
+the first two tables has the mean and the largest regret over the tasks. p is that of a sign-flip test over
+the tasks. Holm's correction covers the three weightings that are compared with the same weights."""
 
 
 def volumes(points):
@@ -79,7 +86,10 @@ def regrets(runs, name):
 
 
 def sign_flip_p(differences):
-    """Returns the exact two-sided p-value of a sign-flip test: all signs of the differences are as likely."""
+    """
+    Returns the exact two-sided p-value of a sign-flip test. Under the null hypothesis, each difference is as
+    likely to be positive as to be negative.
+    """
     differences = np.asarray(differences, dtype=float)
     sums = np.array(list(product([-1, 1], repeat=len(differences)))) @ differences
     return float((np.abs(sums) >= np.abs(differences.sum()) - 1e-12).mean())
@@ -188,10 +198,13 @@ def draw_regrets(runs, palette):
 
 
 def section(evaluations):
-    """Returns all tables over the eight tasks, as a list of Markdown parts."""
+    """Returns the section on the eight tasks, as a list of Markdown parts."""
     runs = measure_all(evaluations)
     new = runs[~runs["task"].isin(OLD_TASKS)]
     return [
+        "## Eight tasks",
+        INTRODUCTION,
+        "![Regret of each weighting on each task](regrets.png)",
         "Mean and largest regret over the tasks:",
         summary_table(runs),
         "The same over the six new tasks:",

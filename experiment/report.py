@@ -23,6 +23,7 @@ from scipy import stats
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiment")]
 
+import regret  # noqa: E402
 from regret import holm, markdown_table  # noqa: E402
 
 from compare import COLOURS, STYLE  # noqa: E402
@@ -285,6 +286,15 @@ def draw_weights(evaluations, algorithms):
 # The report
 
 
+def read_study(path):
+    """The evaluations of the study over eight tasks. None if there are none, or if runs are missing."""
+    study = pandas.read_csv(path) if path.exists() else None
+    if study is not None and (count := len(regret.measure_all(study))) < regret.NUM_RUNS:
+        print(f"{path.name} has {count} of {regret.NUM_RUNS} runs, so its tables are left out")
+        return None
+    return study
+
+
 def ablation_section(runs):
     """The section on the ablations, as a list of Markdown parts. `runs` end at step ABLATION_STEPS."""
     parts = []
@@ -314,12 +324,15 @@ def learning_rate_section(runs):
     return [title, f"The largest final hypervolume belongs to {best}.", main_table(runs)]
 
 
-def report(evaluations, figures):
-    """All tables as Markdown. figures: pairs (file name, caption). The first is that of the hypervolumes."""
+def report(evaluations, figures, study=None):
+    """
+    All tables as Markdown. figures: pairs (file name, caption). The first is that of the hypervolumes. study:
+    the evaluations of the study over eight tasks, if it is complete.
+    """
     runs = measure_all(evaluations)
     short_runs = measure_all(evaluations[evaluations["step"] <= ABLATION_STEPS])
     comparable = measure_all(comparable_evaluations(evaluations))
-    parts = ["# Results", INTRODUCTION]
+    parts = ["# Results", INTRODUCTION, *(regret.section(study) if study is not None else [])]
     parts += [f"![{caption}]({name})" for name, caption in figures[:1]]
     for task, task_runs in runs.groupby("task", sort=False):
         parts.append(f"## Task: {task}")
@@ -371,10 +384,14 @@ def main():
         figures.append((f"experiment-{task}-fronts.png", "Pareto fronts, means over seeds", figure))
         figure = draw_weights(subset, algorithms)
         figures.append((f"experiment-{task}-weights.png", "Weights and meta reward over the steps", figure))
+    study = read_study(args.results.with_name("eight_tasks.csv"))
+    if study is not None:
+        figure = regret.draw_regrets(regret.measure_all(study), PALETTE)
+        figure.savefig(args.output / "regrets.png", dpi=120)
     for name, _, figure in figures:
         figure.savefig(args.output / name, dpi=120)
     (args.output / "RESULTS.md").write_text(
-        report(evaluations, [(name, caption) for name, caption, _ in figures])
+        report(evaluations, [(name, caption) for name, caption, _ in figures], study)
     )
     print(f"{evaluations.groupby(KEYS).ngroups} runs: {args.output / 'RESULTS.md'}")
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "experiment"))
 import eight_tasks  # noqa: E402
 import make_task  # noqa: E402
 import regret  # noqa: E402
+import report  # noqa: E402
 
 OBJECTIVES = eight_tasks.OBJECTIVES
 SIZES = {"embedded": 3, "two": 2, "four": 4}  # number of objectives
@@ -127,14 +128,26 @@ def test_the_tables_have_all_weightings_and_tasks(evaluations, runs):
     text = "\n\n".join(parts)
     by_task = regret.regrets(runs, "area")
     for name in by_task:
-        assert f"| {regret.title(name, by_task)} |" in parts[1]
+        assert f"| {regret.title(name, by_task)} |" in parts[4]
     best = regret.best_fixed(runs, "area")
     assert all(f"| {task} | {best[task]} |" in parts[-1] for task in SIZES)
     assert "nan" not in text and "-0.000" not in text
     nash = by_task["nash"]
-    assert f"| nash | {nash.mean():.3f}, {nash.max():.3f} |" in parts[1]
+    assert f"| nash | {nash.mean():.3f}, {nash.max():.3f} |" in parts[4]
     difference = (nash - by_task["balanced"]).mean()
-    assert f"| nash | balanced | {difference:.3f} |" in parts[5]
+    assert f"| nash | balanced | {difference:.3f} |" in parts[8]
+
+
+def test_a_report_has_the_study_only_if_it_is_complete(tmp_path, capsys):
+    path = tmp_path / "eight_tasks.csv"
+    assert report.read_study(path) is None
+    study = random_evaluations(np.random.default_rng(1), eight_tasks.TASKS)
+    study.to_csv(path, index=False)
+    assert len(report.read_study(path)) == len(study)
+    two_objectives = report.read_study(path).query("task == '8'")
+    assert regret.measure(two_objectives.iloc[:4])["box"] == two_objectives.iloc[3][OBJECTIVES[:2]].prod()
+    study.iloc[4:].to_csv(path, index=False)
+    assert report.read_study(path) is None and "has 239 of 240 runs" in capsys.readouterr().out
 
 
 def test_the_picture_has_a_row_for_each_weighting_of_all_tasks(runs):
