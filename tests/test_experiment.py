@@ -369,39 +369,19 @@ def test_the_course_of_the_other_task(other):
     clear = clear.groupby("variant").agg(["min", "max"])
     assert "at step 70 with gradient-based" in text and clear.loc["gradient"].tolist() == [70, 70]
     assert "at steps {} to {} with Nash weighting".format(*clear.loc["nash"]) in text
-    assert "at steps {} to {} with the control".format(*clear.loc["clarity-focused"]) in text
+    assert "at steps {} to {} with the control (added".format(*clear.loc["clarity-focused"]) in text
     assert "at step {} or {} with balanced weights".format(*clear.loc["balanced"]) in text
-    assert "at step 120 (efficiency-focused)" in text and set(clear.loc["efficiency-focused"]) == {120}
-    assert "at steps {} to {} (accuracy-focused).".format(*clear.loc["accuracy-focused"]) in text
-    assert "gets there at steps {} to {}.".format(*clear.loc["hypervolume"]) in text
-
-    at_40, at_10 = means.loc["gradient", 40], means.loc["nash", 10]
-    assert "conciseness ({w_conciseness:.2f} at step 40, clarity {w_clarity:.2f})".format(**at_40) in text
-    assert "clarity ({w_clarity:.2f} at step 10, conciseness {w_conciseness:.2f})".format(**at_10) in text
-    guided = evaluations[(evaluations["variant"] == "hypervolume") & evaluations["step"].between(20, 100)]
-    assert guided["clarity"].max() == 0 and f"r_pareto is {guided['r_pareto'].mean():.2f}." in text
-    assert "r_pareto is 0.50." in text
 
 
 def test_the_end_of_the_other_task(other):
     text = read_text("experiment/README.md", "**At the end**, the fronts", "## Tables")
     evaluations, means = other
-    names = ("nash", "accuracy-focused", "clarity-focused", "gradient")
-    others = ("efficiency-focused", "balanced", "hypervolume")
-    volumes = {
-        name: np.mean([BY_HAND["other", "grpo", name, seed][0] for seed in MAIN_SEEDS])
-        for name in names + others
-    }
-    low, high = (limit(volumes[name] for name in others) for limit in (min, max))
-    assert ", ".join(f"{volumes[name]:.3f} ({name})" for name in names) in text
-    assert f"and {low:.3f} to {high:.3f} with the others." in text
-
     nash, last = means.loc["nash"], evaluations[evaluations["step"] == 180].set_index("variant")
     clarity = nash.loc[[130, 180], "clarity"]
     assert "clarity is {:.2f} at step 130 and {:.2f} at step 180.".format(*clarity) in text
     products = last[OBJECTIVES].prod(axis=1).groupby("variant").mean()
     least = products.drop("nash").min()
-    assert f"last point is {products['nash']:.3f}, that of the others is at least {least:.3f}." in text
+    assert f"the last point is {products['nash']:.3f}, that of the others is at least {least:.3f}." in text
     assert last["clarity"].drop("nash").min() > 0.99
     assert "({w_conciseness:.2f} and {w_clarity:.2f} at step 70)".format(**nash.loc[70]) in text
 

@@ -181,19 +181,3 @@ def test_the_text_on_nash_weighting(text):
     assert heaviest(10) == "clarity"
     assert {heaviest(step) for step in range(20, 60, 10)} == {"conciseness"}
     assert {heaviest(step) for step in range(70, 130, 10)} == {"accuracy"}
-
-
-def test_the_text_on_rloo(text):
-    text = text[text.index("**RLOO**") :]
-    ratios = [
-        eval_mean("gradient", "w_accuracy", step, "rloo")
-        / eval_mean("gradient", "w_conciseness", step, "rloo")
-        for step in (20, 120)
-    ]
-    sentence = "accuracy has {:.1f} times the weight of conciseness at step 20 and {:.1f} times at step 120"
-    assert sentence.format(*ratios) in text
-    accuracy = [eval_mean("gradient", "accuracy", step, "rloo") for step in range(20, 121, 10)]
-    assert f"accuracy stays between {min(accuracy):.3f} and {max(accuracy):.3f} from step 20 on" in text
-    assert f"r_pareto is {eval_mean('hypervolume', 'r_pareto', 40, 'rloo'):.2f} in steps 31 to 40" in text
-    ends = [eval_mean(variant, "accuracy", algorithm="rloo") for variant in ("hypervolume", "balanced")]
-    assert "fallen to {:.3f} at step 120, where it is {:.3f} with balanced weights.".format(*ends) in text
