@@ -47,7 +47,8 @@ PAPER_DATASETS = {
 }
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 QUESTION_COLUMNS = ["problem", "question", "prompt"]
-FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+FILE_TYPES = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FILE_TYPES |= dict.fromkeys([".json", ".jsonl", ".ndjson"], "json")
 ANSWER_COLUMNS = ["answer", "reward_model.ground_truth", "solution"]  # verl has a column reward_model.
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "dev": "validation"}
 
@@ -178,7 +179,8 @@ WRAPPERS = [
     r"\\(?:text|mbox|fbox|boldsymbol|(?:text|math)(?:bf|it|rm|sf|tt))\{((?:[^{}]|\{[^{}]*\})*)\}",
     r"\\displaystyle\s(.+)",
     r"\*\*([^*]+)\*\*|`([^`]+)`",  # bold and code in Markdown
-    r"""\[([^][,"']*)\]|\[\s*'([^']*)'\s*\]|"([^"]*)\"""",  # a list of one, text in quotes
+    r"""\[([^][,"']*)\]|\[\s*"([^"]*)"\s*\]|\[\s*'([^']*)'\s*\]""",  # a list of one
+    r'"([^"]*)"',
 ]
 WRAPPER = re.compile("|".join(WRAPPERS), re.DOTALL)
 # A separator is a comma, an apostrophe, an underscore, a space, or LaTeX for one of them, as in 2{,}125.
@@ -187,9 +189,13 @@ SEPARATOR = r"(?:,|['’_~\s]|\{,\}|,?\\[!,;: ])"
 GROUPS = rf"(?:{SEPARATOR}\d{{3}})+|(?:,\d\d)+,\d{{3}}|(?:\.\d{{3}}){{2,}}"
 GROUPED = re.compile(rf"(?<![\d.,])[1-9]\d{{0,2}}(?:{GROUPS})(?!\d|,\d)")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-# Text after a number is a unit, as in 5\,\text{cm}. It is none with one of NO_UNIT, as in 5\text{ or }6.
-UNIT = re.compile(r"(?<=\d)(?:\s|~|\\[,;:! ])*\\(?:text|textrm|mathrm)\{(?:\s|~)*")
-NO_UNIT = re.compile(r"(?<![\^{])\d|\b(?:and|or)\b|illion|thousand|hundred|[ap]\.?m\b")
+# Text after a number and a space is a unit, as in 5\,\text{cm}, if it is no symbol or function, as in
+# 3+2\,\mathrm{i}. It changes the number if it has one of NO_UNIT, as in 5\text{ or }6.
+SPACE, NO_WORD = r"(?:\s|~|\\[,;:! ])", r"(?:[deijxyzA-E]|sin|cos|tan|log|ln|exp)\}"
+UNIT = re.compile(
+    rf"(?<=[\d}}i])(?:{SPACE}+\\(?:text|mathrm)\{{(?!{NO_WORD})|\\(?:text|mathrm)\{{(?={SPACE})){SPACE}*"
+)
+NO_UNIT = re.compile(r"(?i)(?<![\^{_])(?<!\{-)\d|\b(?:and|or)\b|illion|thousand|hundred|\b[ap]\.?m\b")
 
 
 def unwrap(text):
@@ -198,11 +204,14 @@ def unwrap(text):
     or ####, or in the last box. A list of one in JSON, what WRAPPER matches around the answer, and a final
     period are removed.
     """
-    text = ([text] + re.split("(?i)</(?:answer|solution)>", text))[-2]
+    tag = "answer" if "</answer>" in text.lower() else "solution"
+    text = ([text] + re.split(f"(?i)</{tag}>", text))[-2]
     text = re.split(r"(?i)<(?:answer|solution)>|</think>|####", text)[-1]
     with contextlib.suppress(ValueError, RecursionError):
         items = json.loads(text, parse_float=str, parse_int=str) if text.lstrip().startswith("[") else []
-        text = items[0] if len(items) == 1 and isinstance(items[0], str) else text
+        # LaTeX with single backslashes, as in "\frac", would lose them and get control characters.
+        is_text = len(items) == 1 and isinstance(items[0], str) and not re.search(r"[\x00-\x1f]", items[0])
+        text = items[0] if is_text else text
     text = last_boxed(text.replace(r"\boxed {", r"\boxed{"), default=text)
     for _ in range(8):  # Wrappers may be nested. A limit keeps the time linear in the text.
         text = re.sub(r"(?<!\.)\.\Z", "", text.strip()).strip()
@@ -239,7 +248,8 @@ def normalise(text, as_in_paper=False):
     if not as_in_paper:
         text = bare_number(unwrap(text)).replace("−", "-").replace("–", "-")
         text = text.lower() if text in ("True", "False") else text  # JSON has true, Python prints True.
-        text = re.sub(UNIT, r"\\text{ ", text)
+        text = text if text.startswith(r"\text") else re.sub(UNIT, r"\\text{ ", text, count=1)
+        text = re.sub(r"(?i)\b([ap])\.?m\b\.?", lambda match: match[1].lower() + "m", text)
         text = re.sub(r"(?:\s|~|(?<!\\)\\[,;: ])+", " ", text).strip()
         text = re.sub(r"\A\\?\$|(\\?[$%]|°)\Z", "", text)
     for part, replacement in [("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")]:
@@ -260,7 +270,7 @@ def normalise(text, as_in_paper=False):
 
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
     # Between digits, a space that is no separator has a meaning: 2 1/2 is not 21/2.
-    spaces = " +" if as_in_paper or r"\frac" in text else r"(?<!\d) +| +(?!\d)"
+    spaces = " +" if as_in_paper or r"\frac" in text else r"(?<!\d) +| +(?!\d)|(?<=\.\d{3}) "
     text = re.sub(spaces, "", text)
     text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
@@ -440,24 +450,27 @@ def read_json(file):
     digits that were written. The library's reader rounds them, and it changes dates.
     """
     text = Path(file).read_text("utf-8-sig")
+    rows, written, end = [], [], 0
     try:
-        rows, written = json.loads(text), json.loads(text, parse_float=str)
-    except json.JSONDecodeError:
-        if not text.strip():
-            raise ValueError(f"{file} is empty") from None
-        rows, written = [], []
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-                written += [json.loads(line, parse_float=str)] if line.strip() else []
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {file} is not JSON: {error.msg}") from None
-    rows, written = ([x] if isinstance(x, dict) else x for x in (rows, written))
+        while start := re.compile(r"\S").search(text, end):
+            rows.append(json.JSONDecoder().raw_decode(text, start.start())[0])
+            value, end = json.JSONDecoder(parse_float=str).raw_decode(text, start.start())
+            written.append(value)
+    except json.JSONDecodeError as error:
+        line = text.count("\n", 0, start.start()) + 1
+        raise ValueError(f"line {line} of {file} is not JSON: {error.msg}") from None
+    if not rows:
+        raise ValueError(f"{file} is empty")
+    if "\\ud" in text:
+        json.dumps(rows, ensure_ascii=False).encode()  # ValueError for half a surrogate pair
+    rows, written = (x[0] if len(x) == 1 and isinstance(x[0], list) else x for x in (rows, written))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{file} needs an object, in braces, for each row")
     names = dict.fromkeys(name for row in rows for name in row)  # A row without a column has None there.
     for row, exact in zip(rows, written):
-        row |= {name: exact[name] for name in {"answer", "reward_model", "solution"} & row.keys()}
+        row |= {name: exact[name] for name in set(ANSWER_COLUMNS) & row.keys()}
+        if isinstance(row.get("reward_model"), dict):
+            row["reward_model"]["ground_truth"] = exact["reward_model"].get("ground_truth")
     return [{**names, **row} for row in rows]
 
 
@@ -487,7 +500,7 @@ def parsed(value):
     if isinstance(value, str) and re.match(r"\s*(\[\s*)?\{", value):
         for parse in (json.loads, ast.literal_eval):
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                return parse(value)
+                return parse(value.replace("}\n {", "}, {"))  # NumPy prints no commas.
     return value
 
 

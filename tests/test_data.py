@@ -520,7 +520,7 @@ DIGITS = ["3.14159265358979323846", "1.23456789012", "0.00000000012345", "16.2",
 @pytest.mark.parametrize("other", ["2.5", '"x"'])
 def test_json_keeps_the_digits_that_are_written(tokenizer, tmp_path, digits, other):
     """The reader of the library rounds numbers of arrays, and of columns of numbers and text."""
-    row = '{"problem": "q?", "answer": %s, "score": %s, "reward_model": {"ground_truth": 1.50}}'
+    row = '{"problem": "q?", "answer": %s, "score": %s, "reward_model": {"ground_truth": 1.50, "x": 0.5}}'
     rows = [row % (digits, digits), row % (other, other)]
     (tmp_path / "a.json").write_text(f"[{', '.join(rows)}]")
     (tmp_path / "a.jsonl").write_text("\n".join(rows))
@@ -529,6 +529,22 @@ def test_json_keeps_the_digits_that_are_written(tokenizer, tmp_path, digits, oth
         [first, _] = rewards.read_rows(list(enumerate(split, 1)), {}, "train", "", True, False)
         assert first["answer"] == rewards.bare_number(digits)
         assert first["score"] == float(digits)  # Only answers become text.
+        assert first["reward_model"] == {"ground_truth": "1.50", "x": 0.5}
+
+
+@pytest.mark.parametrize(
+    "text", ['{"problem": "1?"}{"problem": "2?"}', '{\n"problem":\n"1?"}\n{"problem": "2?"}']
+)
+def test_rows_of_json_need_no_lines_of_their_own(tmp_path, text):
+    (tmp_path / "a.ndjson").write_text(text)
+    assert load(tmp_path / "a.ndjson") == {"train": [{"problem": "1?"}, {"problem": "2?"}]}
+
+
+@pytest.mark.parametrize("text", ['{"problem": "q\\ud800"}', "5", "null", "[1, 2]"])
+def test_json_without_rows_of_text_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match="surrogates not allowed|needs an object, in braces, for each row"):
+        rewards.load_splits(str(tmp_path / "a.json"))
 
 
 def test_a_json_row_without_a_column_has_none_there(tmp_path):
@@ -624,7 +640,7 @@ def test_the_encoding_of_a_json_array_is_reported(tmp_path, encoding):
 CHAT = [{"role": "system", "content": "Add."}, {"role": "user", "content": "What's 1+1?"}]
 
 
-@pytest.mark.parametrize("text", [str(CHAT), json.dumps(CHAT), json.dumps(CHAT, indent=1)])
+@pytest.mark.parametrize("text", [str(CHAT), json.dumps(CHAT), str(np.array(CHAT, dtype=object))])
 def test_a_chat_may_be_text_as_in_csv_files(text):
     assert read_question({"prompt": text}) == CHAT
 
@@ -690,7 +706,29 @@ FORMS = {  # a ground truth and boxes that are correct
     "0.333...": ["0.333..."],
     "2 1/2": ["2 1/2", "2 1/2."],
     r"5\text{ cm}^2": ["5"],
-    "5": [r"5\text{ cm}", r"5\,\text{cm}", r"5~\text{cm}", r"5\mathrm{~cm}", r"5\text{cm}", r"5 \text{cm}"],
+    "5": [
+        r"5\text{ cm}",
+        r"5\,\text{cm}",
+        r"5~\text{cm}",
+        r"5\mathrm{~cm}",
+        r"5 \text{cm}",
+        r"5\text{ gram}",
+    ],
+    "6": [
+        r"6\text{ m s}^{-1}",
+        r"6\text{ CO}_2",
+        r"6\text{ m}^3\text{/s}",
+        r"6\text{ rpm}",
+        r"6\,\mathrm{m}",
+    ],
+    r"6\sqrt{2}": [r"6\sqrt{2}\,\text{m}", r"6\sqrt2\text{ m}"],
+    r"16\pi": [r"16\pi\,\text{cm}^2", r"16\pi\text{ cm}^2"],
+    r"9\text{ a.m.}": [r"9\text{ AM}", r"9\text{ am}"],
+    r'["\frac{1}{2}"]': [r"\frac{1}{2}", "1/2"],
+    r'["\text{A}"]': ["A"],
+    "<solution>I add. <answer>5</answer></solution>": ["5"],
+    "<answer>5</answer>\n<solution>because 2+3=5</solution>": ["5"],
+    r"0.123\,456": ["0.123456"],
     r"\frac{-1}{2}": [r"-\frac{1}{2}", "-1/2", r"-\frac12"],
     r"\frac{-1+\sqrt5}{2}": [r"\frac{-1+\sqrt{5}}{2}"],
     "2  1/2": ["2 1/2", r"2\ 1/2", "2\n1/2"],
@@ -719,6 +757,12 @@ WRONG = [
     ("-x=5", "5"),
     (r"2\ 1/2", "21/2"),
     (r"9:00\text{ a.m.}", r"9:00\text{ p.m.}"),
+    (r"12\text{AM}", r"12\text{PM}"),
+    ("3+2", r"3+2\mathrm{i}"),
+    ("3+2", r"3+2\,\mathrm{i}"),
+    ("2", r"2\,\mathrm{e}^{3}"),
+    (r"3\text{A}", r"3\text{B}"),
+    (r"2\mathrm{sin}(x)", r"2\mathrm{cos}(x)"),
 ]
 
 
