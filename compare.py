@@ -100,12 +100,16 @@ def styles(runs):
     return list(zip(runs, itertools.cycle(COLOURS), itertools.cycle(MARKERS)))
 
 
-def draw_steps(axes, steps, points):
-    """Writes the step beside the last of points (N, 2). Points near round steps get it if there is room."""
+def draw_steps(axes, steps, points, front):
+    """
+    Writes the step beside the last of points (N, 2). Of points[front], which have large marks, those nearest
+    to round steps get it, too, if there is room.
+    """
     round_steps = MaxNLocator(6, integer=True).tick_values(0, steps[-1])[::-1]
     # Positions are in widths and heights of the panel.
     occupied = [axes.transLimits.transform(point) for point in points[steps == 0]]
-    for i in [-1, *np.abs(steps - round_steps[:, None]).argmin(axis=1)]:
+    front = np.arange(len(steps))[front]
+    for i in [-1, *front[np.abs(steps[front] - round_steps[:, None]).argmin(axis=1)]]:
         position = axes.transLimits.transform(points[i])
         if all(np.abs(position - other).max() > 0.08 for other in occupied):
             occupied.append(position)
@@ -138,7 +142,7 @@ def draw_panel(axes, runs, pair):
         axes.step(*corners.T, where="pre", color=colour, linewidth=2, alpha=0.8)
         if len(runs) == 1:  # Areas and step numbers of several runs would overlap.
             axes.fill_between(*outline.T, step="pre", color=colour, alpha=0.06, linewidth=0)
-            draw_steps(axes, run["steps"], points)
+            draw_steps(axes, run["steps"], points, run["front"])
 
 
 @matplotlib.rc_context(STYLE)

@@ -397,6 +397,8 @@ def load_files(dataset):
         splits = datasets.load_from_disk(str(path))
         return splits if isinstance(splits, dict) else {"train": splits}
     if not path.exists():
+        if dataset.startswith((".", "/", "~")) or path.suffix in FILE_TYPES:
+            raise ValueError("there is no such file or folder")
         source = PAPER_DATASETS.get(dataset, dataset).split(":", 1)
         try:
             return datasets.load_dataset(*source)
@@ -439,7 +441,11 @@ def read_files(kind, splits):
             options["converters"] = dict.fromkeys(QUESTION_COLUMNS + ANSWER_COLUMNS, str)
         files = [glob.escape(file) for file in files]
         result[str(split)] = datasets.load_dataset(kind, data_files=files, split="train", **options)
-        if kind == "csv" and "__index_level_0__" in result[str(split)].column_names:
+        if kind != "csv":
+            continue
+        if any(";" in name for name in result[str(split)].column_names):
+            raise ValueError("separate the columns with commas, not with semicolons")
+        if "__index_level_0__" in result[str(split)].column_names:
             raise ValueError("the rows have more fields than the header; put quotes around text with commas")
     return result
 
@@ -487,7 +493,7 @@ def read_rows(numbered_rows, features, split, suffix, needs_answers, is_paper):
         try:
             chat, answer = read_question(row, columns), read_answer(row, is_paper, features, needs_answers)
         except ValueError as error:
-            raise ValueError(f"row {number} of split {split}: {error}: {str(row)[:80]}") from None
+            raise ValueError(f"row {number} (split {split}): {error}: {str(row)[:80]}") from None
         chat[-1]["content"] += suffix
         # Readers turn text like 2024-03-01 into a date. Objectives get text.
         dates = {key: str(v).removesuffix(" 00:00:00") for key, v in row.items() if hasattr(v, "isoformat")}

@@ -178,7 +178,7 @@ def check_args(args):
     if args.prompts_per_step % (args.updates_per_step * WORLD):
         fail("--prompts-per-step: must be a multiple of --updates-per-step times the number of processes")
     if os.path.exists(args.output_dir) and args.resume is None:
-        fail(f"--output-dir: {args.output_dir} exists")
+        fail(f"--output-dir: {args.output_dir} exists; give another folder, or --resume {args.output_dir}")
     return args
 
 

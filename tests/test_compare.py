@@ -221,12 +221,12 @@ def test_the_corners_of_a_front_are_drawn_from_left_to_right(runs, figures):
 
 
 def test_steps_are_written_where_there_is_room(runs, figures):
-    points = [
-        (t, t, t**2) for t in [*np.linspace(0, 0.96, 61), *np.linspace(0.961, 1, 40)]
-    ]  # fast, then slow
+    # Fast, then slow. All points are on the front but for step 40.
+    points = [(t, 1 - t, t**2) for t in [*np.linspace(0, 0.96, 61), *np.linspace(0.961, 1, 40)]]
+    points[40] = tuple(x - 0.05 for x in points[40])
     lines = [evaluation(step, *point) for step, point in enumerate(points)]
     compare.plot_fronts([compare.read_run(write_run(runs / "C", lines))], runs / "picture.png")
-    assert [text.get_text() for text in figures[0].axes[0].texts] == ["100", "40", "20"]
+    assert [text.get_text() for text in figures[0].axes[0].texts] == ["100", "39", "20"]
 
 
 @pytest.mark.parametrize("k", [2, 4, 8])

@@ -155,7 +155,7 @@ def test_words_and_empty_fields_of_csv_files(tokenizer, tmp_path):
     "values", [np.array([1.5, 2**24 + 2], np.float32), [1.5, 2.0**53], [1.5, np.inf]], ids=str
 )
 def test_a_float_that_cannot_hold_all_digits_is_refused(tokenizer, tmp_path, values):
-    with pytest.raises(ValueError, match="^row 2 of split train: the answer .* write it as text"):
+    with pytest.raises(ValueError, match="^row 2 .split train.: the answer .* write it as text"):
         read(tokenizer, write_parquet(tmp_path / "data", values))
 
 
@@ -262,7 +262,7 @@ def test_a_refusal_names_the_row_the_message_and_the_fault(tokenizer, tmp_path, 
     folder = write_splits(
         tmp_path / "data", [{"prompt": "1+1?", "answer": "2"}, {"prompt": messages, "answer": "2"}]
     )
-    with pytest.raises(ValueError, match=f"^row 2 of split train: {error}"):
+    with pytest.raises(ValueError, match=f"^row 2 .split train.: {error}"):
         read(tokenizer, folder)
 
 
@@ -338,7 +338,7 @@ def test_rows_need_an_answer_only_if_an_objective_needs_it(objectives, tokenizer
     folder = write_splits(tmp_path / "data", [ROW, {"problem": "Write a line."}], [{"problem": "Write."}])
     assert [p["answer"] for p in read(tokenizer, folder, objectives=["clarity", "polite"])] == ["2", None]
     with pytest.raises(
-        ValueError, match="^row 2 of split train: one of the columns answer, .* needs a single"
+        ValueError, match="^row 2 .split train.: one of the columns answer, .* needs a single"
     ):
         read(tokenizer, folder, objectives=["accuracy", "polite"])
 
@@ -565,7 +565,7 @@ def test_an_error_has_the_number_of_the_row_in_a_file_that_is_divided(tokenizer,
     rows = [{"problem": f"{i}+1?", "answer": str(i + 1)} for i in range(20)]
     rows[13]["answer"] = None
     getattr(datasets.Dataset.from_list(rows), f"to_{name[4:].replace('jsonl', 'json')}")(tmp_path / name)
-    with pytest.raises(ValueError, match="^row 14 of split"):
+    with pytest.raises(ValueError, match="^row 14 .split "):
         read_problems(str(tmp_path / name), ["train", "test", "validation"], tokenizer, 64)
 
 
@@ -628,6 +628,19 @@ def test_the_case_of_a_file_type_does_not_matter(tmp_path, name):
             rewards.load_splits(str(tmp_path / name))
     else:
         assert load(tmp_path / name)["train"] == [{"problem": "1+1?", "answer": "2"}]
+
+
+@pytest.mark.parametrize("name", ["nosuch.jsonl", "./nosuch", "/nosuch", "../a/b"])
+def test_a_path_that_does_not_exist_is_not_searched_on_the_hub(name):
+    with pytest.raises(ValueError, match="cannot be read: there is no such file or folder"):
+        rewards.load_splits(name)
+
+
+@pytest.mark.parametrize("text", ["problem;answer\n1+1?;2\n", "problem;answer\n1,1?;2\n1,2?;3\n"])
+def test_semicolons_in_a_csv_file_are_named(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match="separate the columns with commas, not with semicolons"):
+        rewards.load_splits(str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])

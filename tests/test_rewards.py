@@ -459,7 +459,7 @@ def test_question_and_answer_of_common_datasets(row, content, answer):
     ],
 )
 def test_rows_without_question_or_answer_are_refused(row):
-    with pytest.raises(ValueError, match="^row 7 of split test: one of the columns .* needs "):
+    with pytest.raises(ValueError, match="^row 7 .split test.: one of the columns .* needs "):
         rewards.read_rows([(7, row or {"level": 1})], {}, "test", "", True, False)
 
 
