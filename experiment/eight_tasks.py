@@ -43,7 +43,6 @@ COLUMNS += [f"{prefix}_{name}" for prefix in ("sampled", "w") for name in OBJECT
 ]
 
 
-@rewards.objective
 def directness(response, **_):
     """Returns 1.0 if a response neither announces its calculation nor doubts it, else 0.0."""
     return float("Okay" not in response and "Wait" not in response)
@@ -85,6 +84,7 @@ def task_flags(name, folder):
 
 def train(flags, folder):
     """Runs grpo_dynw.py in this process, and returns the rows of the CSV. The folder is removed."""
+    rewards.objective(directness)
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     sys.argv, output = ["grpo_dynw.py", *FLAGS, *flags, f"--output-dir={folder}"], io.StringIO()
     try:
