@@ -78,7 +78,7 @@ def make_parser():
     parser = argparse.ArgumentParser(usage=argparse.SUPPRESS, allow_abbrev=False)
     parser.error, flag = fail, partial(add_flag, parser)
     weightings = ["fixed", "hypervolume", "gradient", "nash"]
-    flag("weighting", "fixed", "of rewards; hypervolume answers the validation split each step", weightings)
+    flag("weighting", "fixed", "rule for w; hypervolume answers the validation split each step", weightings)
     flag("objectives", ["accuracy", "conciseness", "clarity"], "names in rewards.py", nargs="+", type=str)
     flag("weights", None, "initial weights, which sum to 1 (default: equal)", nargs="+", type=float)
     flag("mu", None, "step size of the weights is lr / mu (default of mu: 10 learning rates)", type=float)

@@ -37,8 +37,8 @@ OBJECTIVES = {}
 # The performance of an objective is what evaluations report, and what the hypervolume and Nash weighting use.
 # By default, it is the reward. A function of (reward, length, limit) here replaces the default. The function
 # gets the reward and length of one response, or their means over several. It must be affine in both, so that
-# the performance of the means is the mean performance. Conciseness has a function because
-# its reward depends on a mean length that moves, so it cannot compare models.
+# the performance of the means is the mean performance. Conciseness has a function because its reward depends
+# on a mean length that moves, so it cannot compare models.
 PERFORMANCE = {"conciseness": lambda reward, length, limit: 1 - length / limit}
 # The paper's datasets: short names, names on the Hub, and the text that follows each problem.
 PAPER_DATASETS = {
@@ -377,6 +377,7 @@ def load_splits(dataset):
     for name in list(splits):  # such as Train, test_sft, val or dev
         splits.setdefault(split_name(name), splits[name])
     if "test" not in splits and "validation" in splits:
+        print("no test split: the validation split is used as test")
         splits["test"] = splits.pop("validation")
     if "test" in splits and "validation" not in splits and (half := len(splits["test"][0]) // 2):
         rows, features = splits["test"]
@@ -440,12 +441,10 @@ def read_files(kind, splits):
             options |= {"keep_default_na": False, "na_values": [""]}
             options["converters"] = dict.fromkeys(QUESTION_COLUMNS + ANSWER_COLUMNS, str)
         files = [glob.escape(file) for file in files]
-        result[str(split)] = datasets.load_dataset(kind, data_files=files, split="train", **options)
-        if kind != "csv":
-            continue
-        if any(";" in name for name in result[str(split)].column_names):
+        result[str(split)] = rows = datasets.load_dataset(kind, data_files=files, split="train", **options)
+        if kind == "csv" and any(";" in name for name in rows.column_names):
             raise ValueError("separate the columns with commas, not with semicolons")
-        if "__index_level_0__" in result[str(split)].column_names:
+        if kind == "csv" and "__index_level_0__" in rows.column_names:
             raise ValueError("the rows have more fields than the header; put quotes around text with commas")
     return result
 

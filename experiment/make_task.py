@@ -40,15 +40,6 @@ STAGES = [  # demonstrations, updates, batch size, learning rate
 ]
 
 
-def make_problem(rng: random.Random, signs: list[int]) -> list[int]:
-    """Returns the terms of a problem. Those to subtract are negative. No partial sum is negative."""
-    while True:
-        terms = [rng.randint(2, make_tiny.BOUND)]
-        terms += [rng.choice(signs) * rng.randint(2, make_tiny.BOUND) for _ in range(make_tiny.TERMS - 1)]
-        if all(sum(terms[: i + 1]) >= 0 for i in range(make_tiny.TERMS)):
-            return terms
-
-
 def draw_settings(rng: random.Random) -> dict:
     """Draws the settings of a task, except for the limit. Their names are those of tiny/make_tiny.py."""
     settings = {"TERMS": rng.randint(3, 6), "BOUND": rng.choice([20, 30, 40, 50, 60])}
@@ -57,9 +48,8 @@ def draw_settings(rng: random.Random) -> dict:
     parts = {"bare": rng.uniform(0.2, 1), "dense": rng.uniform(0, 3)}
     parts |= {"plain": rng.uniform(0, 3), "steps": rng.uniform(0, 3)}
     manner = {style: (1 - wordy) * part / sum(parts.values()) for style, part in parts.items()}
-    settings["MANNER"] = {style: round(share, 3) for style, share in manner.items()} | {
-        "wordy": round(wordy, 3)
-    }
+    manner["wordy"] = wordy
+    settings["MANNER"] = {style: round(share, 3) for style, share in manner.items()}
 
     # Greedy responses mostly follow the more probable of two manners, so these shares of the problems
     # determine how many greedy responses are clear, and how many are cut off.
@@ -73,12 +63,11 @@ def draw_settings(rng: random.Random) -> dict:
 
 def apply_settings(settings: dict, limit: int):
     """Sets the constants of tiny/make_tiny.py."""
-    for name in ("TERMS", "BOUND", "MANNER", "ORDINALS_BELOW", "RECHECKS_BELOW"):
+    for name in ("TERMS", "BOUND", "SIGNS", "MANNER", "ORDINALS_BELOW", "RECHECKS_BELOW"):
         setattr(make_tiny, name, settings[name])
     for name in ("ORDINALS", "RECHECKS"):
         setattr(make_tiny, name, dict(zip((True, False), settings[name])))
     make_tiny.LIMIT = limit
-    make_tiny.make_problem = lambda rng: make_problem(rng, settings["SIGNS"])
 
 
 def demonstration_shares(limit: int, responses: list[str], lengths: list[int]) -> dict:

@@ -63,13 +63,9 @@ def measure_all(evaluations):
     return pandas.DataFrame([{**dict(zip(keys, key)), **measure(run)} for key, run in groups])
 
 
-def is_fixed(weighting):
-    return weighting not in DYNAMIC
-
-
 def best_fixed(runs, name):
     """Returns the fixed weighting of each task with the highest value of measure `name` with seed 1."""
-    runs = runs[(runs["seed"] == CHOOSING_SEED) & runs["weighting"].map(is_fixed)]
+    runs = runs[(runs["seed"] == CHOOSING_SEED) & ~runs["weighting"].isin(DYNAMIC)]
     return runs.loc[runs.groupby("task", sort=False)[name].idxmax()].set_index("task")["weighting"]
 
 
@@ -103,7 +99,7 @@ def holm(p_values):
     return adjusted
 
 
-def compare(regret, default=None):
+def comparisons(regret, default=None):
     """
     Returns the comparison of each dynamic weighting with a default (None: the best fixed weights), by name.
 
@@ -173,7 +169,7 @@ def comparison_table(runs, name="area"):
     regret = regrets(runs, name)
     rows = [["weighting", "against", "difference in mean regret", "tasks ahead", "p", "p, Holm", "p, t-test"]]
     for default in [*DEFAULTS, None]:
-        for weighting, result in compare(regret, default).items():
+        for weighting, result in comparisons(regret, default).items():
             d = result["differences"]
             cells = [number(d.mean()), f"{(d < 0).sum()} of {len(d)}"]
             cells += [f"{result[key]:.2g}" for key in ("p", "p_holm", "p_t")]

@@ -248,6 +248,18 @@ def test_the_numbers_of_the_main_readme():
     assert numbers <= {f"{number:.3f}" for number in [*areas.values(), *distances]}
 
 
+def test_the_p_values_of_the_main_readme():
+    """Holm's p against balanced weights: of Nash weighting by algorithm, and on the other task."""
+    embedded = RESULTS[: RESULTS.index("## Task: other")].splitlines()
+    cells = [line.split("|")[7].strip() for line in embedded if "| nash | balanced |" in line]
+    text = read_text("README.md")
+    assert "(Holm's p is {}, {} and {})".format(*(cell.lstrip("0") for cell in cells)) in text
+    later = RESULTS[RESULTS.index("## Task: other") :].splitlines()
+    rows = [line for line in later if "| nash | balanced |" in line or "| gradient | balanced |" in line]
+    assert len(rows) == 2 and all(float(row.split("|")[7]) < 0.001 for row in rows)
+    assert "are ahead of balanced weights (0.124, p < .001)" in text
+
+
 def test_the_table_of_the_findings():
     lines = (ROOT / "experiment/README.md").read_text().splitlines()
     columns = [*(("embedded", algorithm) for algorithm in experiment.ALGORITHMS), ("other", "grpo")]

@@ -33,6 +33,7 @@ CHAT_TEMPLATE = (
 SPLITS = {"train": 4000, "validation": 100, "test": 200}
 TERMS = 5  # The same number in every problem, so that all problems need about as many tokens.
 BOUND = 40  # the largest term
+SIGNS = [1, -1]  # sums and differences
 LIMIT = 96  # The scripts' default limit. Longer demonstrations are cut off 8 tokens after it.
 
 # The share of each style of demonstrations, in the first two stages and in the third.
@@ -65,7 +66,7 @@ def make_problem(rng: random.Random) -> list[int]:
     """Returns the terms of a problem. Those to subtract are negative. No partial sum is negative."""
     while True:
         terms = [rng.randint(2, BOUND)]
-        terms += [rng.choice([1, -1]) * rng.randint(2, BOUND) for _ in range(TERMS - 1)]
+        terms += [rng.choice(SIGNS) * rng.randint(2, BOUND) for _ in range(TERMS - 1)]
         if all(sum(terms[: i + 1]) >= 0 for i in range(TERMS)):
             return terms
 
