@@ -36,24 +36,19 @@ DYNAMIC = ["hypervolume", "gradient", "nash"]
 PALETTE = dict(zip(FIXED + DYNAMIC, [*COLOURS[:3], "0.5", *COLOURS[3:]]))
 TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
 ABLATION_STEPS = 60
-ABLATIONS = {  # title: variants
-    "What the meta reward scales": ["balanced", "hypervolume", "hypervolume, r_pareto on the reward"],
-    "The scale of delta_hv": ["hypervolume, scale 1", "hypervolume", "hypervolume, scale 2048"],
-    "The reference point": ["hypervolume", "hypervolume, from the initial model"],
-    "The scale of influence, and mu": [
-        "gradient",
-        "gradient, clipped",
-        "gradient, mu / 10",
-        "gradient, mu x 10",
-    ],
-    "What is normalised": ["balanced", "balanced, each normalised", "gradient", "gradient, each normalised"],
-    "The probed layers": ["gradient, all layers", "gradient", "gradient, last layer"],
-    "The schedule of the learning rate": [
-        v + s for v in ("balanced", *DYNAMIC[:2]) for s in ("", ", polynomial")
-    ],
-    "A learning rate of 4e-5": [f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC],
-}
-DEVELOPMENT = ["balanced", "efficiency-focused", "nash"]  # run to the end on seeds 1 to 3
+ABLATIONS = [
+    *("balanced", "balanced, each normalised", "balanced, polynomial"),
+    *(
+        "hypervolume",
+        "hypervolume, r_pareto on the reward",
+        "hypervolume, scale 1",
+        "hypervolume, scale 2048",
+    ),
+    *("hypervolume, from the initial model", "hypervolume, polynomial"),
+    *("gradient", "gradient, clipped", "gradient, mu / 10", "gradient, mu x 10", "gradient, all layers"),
+    *("gradient, last layer", "gradient, each normalised", "gradient, polynomial"),
+    *(f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC),
+]
 MEASURES = {  # measure of a run: title of its column, format
     "hv": ("hypervolume", "{:.3f}"),
     "hv_last": ("of the last point", "{:.3f}"),
@@ -62,9 +57,11 @@ MEASURES = {  # measure of a run: title of its column, format
     "length": ("length", "{:.1f}"),
     "clarity": ("clarity", "{:.3f}"),
 }
+ORIGIN = """\
+`python experiment/report.py` draws these tables and pictures from the CSV files. [README.md](README.md)
+explains them."""
 INTRODUCTION = """\
-`python experiment/report.py` draws these tables and pictures from [results.csv](results.csv), which
-`experiment/experiment.py` writes. [README.md](README.md) explains them.
+`experiment/experiment.py` writes [results.csv](results.csv).
 
 - A number is the mean over seeds ± half the width of its 95% confidence interval.
 - Performance is that of greedy responses on the test split. Accuracy, length (in tokens) and clarity are
@@ -72,8 +69,9 @@ INTRODUCTION = """\
 - The hypervolume is that of all evaluations of a run, with reference point 0. "Of the last point" is the
   hypervolume of the last evaluation alone.
 - The area is the mean over the steps of the hypervolume so far. It is the main measure.
-- Comparisons are paired by seed. p is that of a t-test. Holm's correction covers all comparisons of a task. A
-  difference is significant if the corrected p is below 0.05."""
+- Differences are those in area, paired by seed. p is that of a t-test, with Holm's correction over all
+  comparisons of a task. A difference is significant if this p is below 0.05.
+- Clarity-focused weights are a control that was added after the other runs had been seen."""
 
 
 # Measures and tests
@@ -143,36 +141,44 @@ def main_table(runs):
 
 def ablation_table(runs):
     """One row for each variant, with its final weights and mean r_pareto."""
-    names = ["hv", "hv_last", "area", "accuracy", "length", "clarity"]
-    titles = [MEASURES[name][0] for name in names]
-    rows = [["weighting", "seeds", *titles, "weights at the end", "mean r_pareto"]]
+    names = ["hv", "hv_last", "area", "accuracy", "length"]
+    rows = [["weighting", *(MEASURES[name][0] for name in names), "weights at the end", "mean r_pareto"]]
     for variant, seeds in runs.groupby("variant", sort=False):
         cells = [interval(seeds[name].to_numpy(), MEASURES[name][1]) for name in names]
         weights = " ".join(f"{w:.2f}" for w in np.mean(np.stack(seeds["weights"]), axis=0))
-        rows.append([variant, len(seeds), *cells, weights, f"{seeds['r_pareto'].mean():.2f}"])
+        rows.append([variant, *cells, weights, f"{seeds['r_pareto'].mean():.2f}"])
     return markdown_table(rows)
 
 
-def comparison_table(runs):
-    """The area of each dynamic weighting minus that of each of FIXED, paired by seed. None without pairs."""
-    pairs = []
+def comparisons(runs):
+    """
+    The area of each dynamic weighting minus that of each fixed one, paired by seed.
+
+    Returns a dictionary. Its keys are (algorithm, weighting, fixed weighting). Its values are the
+    differences (seeds,), and the p-value of their t-test with Holm's correction over all pairs.
+    """
+    pairs = {}
     for algorithm, group in runs.groupby("algorithm", sort=False):
         areas = group.pivot(index="seed", columns="variant", values="area")
         for variant, fixed in ((v, f) for v in DYNAMIC for f in FIXED if {v, f} <= set(areas)):
             differences = (areas[variant] - areas[fixed]).dropna().to_numpy()
             if len(differences) > 1:
-                pairs.append((TITLES[algorithm], variant, fixed, differences))
+                pairs[algorithm, variant, fixed] = differences
+    p_values = holm([stats.ttest_1samp(differences, 0).pvalue for differences in pairs.values()])
+    return {key: (differences, p) for (key, differences), p in zip(pairs.items(), p_values)}
+
+
+def comparison_table(runs):
+    """One row for each algorithm and dynamic weighting, one column for each fixed one. None without pairs."""
+    pairs = comparisons(runs)
     if not pairs:
         return None
-
-    p_values = [stats.ttest_1samp(differences, 0).pvalue for *_, differences in pairs]
-    rows = [["algorithm", "weighting", "against", "pairs", "difference in area", "p", "p, Holm", "verdict"]]
-    for (algorithm, variant, fixed, differences), p, p_holm in zip(pairs, p_values, holm(p_values)):
-        verdict = "not significant"
-        if p_holm < 0.05:
-            verdict = f"{variant} is {'ahead of' if differences.mean() > 0 else 'behind'} {fixed}"
-        cells = [len(differences), interval(differences), f"{p:.2g}", f"{p_holm:.2g}", verdict]
-        rows.append([algorithm, variant, fixed, *cells])
+    columns = [fixed for fixed in FIXED if any(key[2] == fixed for key in pairs)]
+    rows = [["algorithm", "weighting", *(f"minus {fixed}" for fixed in columns)]]
+    for algorithm, variant in dict.fromkeys(key[:2] for key in pairs):
+        cells = [pairs.get((algorithm, variant, fixed)) for fixed in columns]
+        cells = [f"{interval(cell[0])} (p {cell[1]:.2g})" if cell else "" for cell in cells]
+        rows.append([TITLES[algorithm], variant, *cells])
     return markdown_table(rows)
 
 
@@ -297,20 +303,11 @@ def read_study(path):
 
 def ablation_section(runs):
     """The section on the ablations, as a list of Markdown parts. `runs` end at step ABLATION_STEPS."""
-    parts = []
-    for title, variants in ABLATIONS.items():
-        table_runs = select_variants(runs, variants)
-        if table_runs["variant"].str.contains(",").any():  # not only variants of the main study
-            parts += [f"{title}:", ablation_table(table_runs)]
-    return [f"### Ablations: GRPO, the first {ABLATION_STEPS} steps, seeds 1 to 3", *parts] if parts else []
-
-
-def development_section(runs):
-    """The section on the runs with which Nash weighting was developed, as a list of Markdown parts."""
-    title = "### The runs with which Nash weighting was developed: GRPO, 120 steps, seeds 1 to 3"
-    return (
-        [title, ablation_table(select_variants(runs, DEVELOPMENT))] if "nash" in set(runs["variant"]) else []
-    )
+    runs = select_variants(runs, ABLATIONS)
+    if not runs["variant"].str.contains(",").any():  # only variants of the main study
+        return []
+    title = f"### Ablations: GRPO, the first {ABLATION_STEPS} steps, seeds 1 to 3"
+    return [title, ablation_table(runs)]
 
 
 def learning_rate_section(runs):
@@ -332,7 +329,8 @@ def report(evaluations, figures, study=None):
     runs = measure_all(evaluations)
     short_runs = measure_all(evaluations[evaluations["step"] <= ABLATION_STEPS])
     comparable = measure_all(comparable_evaluations(evaluations))
-    parts = ["# Results", INTRODUCTION, *(regret.section(study) if study is not None else [])]
+    parts = ["# Results", ORIGIN, *(regret.section(study) if study is not None else [])]
+    parts += ["## The runs in results.csv", INTRODUCTION]
     parts += [f"![{caption}]({name})" for name, caption in figures[:1]]
     for task, task_runs in runs.groupby("task", sort=False):
         parts.append(f"## Task: {task}")
@@ -347,13 +345,8 @@ def report(evaluations, figures, study=None):
                 for name, caption in figures[1:]
                 if name.startswith(f"experiment-{task}-")
             ]
-        early, early_short = (
-            frame[(frame["task"] == task) & (frame["algorithm"] == "grpo") & frame["seed"].between(1, 3)]
-            for frame in (runs, short_runs)
-        )
-        parts += ablation_section(early_short)
-        if task == "embedded":
-            parts += development_section(early)
+        early = short_runs[(short_runs["task"] == task) & (short_runs["algorithm"] == "grpo")]
+        parts += ablation_section(early[early["seed"].between(1, 3)])
         parts += learning_rate_section(task_runs)
     return "\n\n".join(parts) + "\n"
 

@@ -142,14 +142,6 @@ def test_the_text_on_gradient_based_weighting(text):
     assert sentence.format(*ends) in text
 
 
-def test_the_text_on_short_gradients(text):
-    for name in why.OBJECTIVES:
-        norm = fmean(step_mean(weighting, f"norm_{name}", 1, 10) for weighting in why.WEIGHTINGS)
-        assert f"a norm of {norm:.2f} in the first ten steps" in text
-    share = step_mean("balanced", "share_conciseness", 1, 10)
-    assert f"conciseness has only {share:.2f} of the advantage in these steps" in text
-
-
 def test_the_text_on_hypervolume_guided_weighting(text):
     r_pareto = [eval_mean("hypervolume", "r_pareto", step) for step in (20, 40, 50)]
     assert f"r_pareto is {r_pareto[0]:.2f} in steps 11 to 20" in text
