@@ -34,8 +34,9 @@ INTRODUCTION = """\
 [PLAN.md](PLAN.md) defines the study, the measures and the tests. The regret of a weighting on a task is the
 value of the task's best fixed weights minus that of the weighting. So less is better, and a negative regret
 is an advantage. Seed 1 chooses the best fixed weights. All numbers are means over seeds 2 and 3. A cell of
-the first two tables has the mean and the largest regret over the tasks. p is that of a sign-flip test over
-the tasks. Holm's correction covers the three weightings that are compared with the same weights."""
+the first two tables has the mean and the largest regret over the tasks. "Efficiency-focused" weights are
+those that the plan calls `less accuracy`. p is that of a sign-flip test over the tasks. Holm's correction
+covers the three weightings that are compared with the same weights."""
 
 
 def volumes(points):
@@ -131,14 +132,14 @@ def number(x):
 
 
 def ordered(regret):
-    """Returns the weightings, sorted by mean regret."""
-    return regret.mean().sort_values().index.tolist()
+    """Returns the weightings, sorted by mean regret. Those that are not run on all tasks come last."""
+    means, is_partial = regret.mean(), regret.isna().any()
+    return sorted(regret, key=lambda name: (is_partial[name], means[name]))
 
 
 def title(weighting, regret):
-    """Returns the name of a weighting for a table, with the number of its tasks if it is not run on all."""
-    count = regret[weighting].notna().sum()
-    name = f"{weighting} (efficiency-focused)" if weighting == "less accuracy" else weighting
+    """Returns the name of a weighting in tables, with the number of its tasks if it is not run on all."""
+    name, count = DEFAULTS.get(weighting, weighting), regret[weighting].notna().sum()
     return name if count == len(regret) else f"{name}, {count} of {len(regret)} tasks"
 
 
@@ -157,10 +158,11 @@ def task_table(runs, name="area"):
     regret, best = regrets(runs, name), best_fixed(runs, name)
     judged = runs[runs["seed"] != CHOOSING_SEED].groupby(["task", "weighting"])[name].mean()
     names = ordered(regret)
-    rows = [["task", "best fixed weights", "their value", *names]]
+    titles = [DEFAULTS.get(weighting, weighting) for weighting in names]
+    rows = [["task", "best fixed weights", "their value", *titles]]
     for task, values in regret.iterrows():
         cells = ["" if np.isnan(values[weighting]) else number(values[weighting]) for weighting in names]
-        rows.append([task, best[task], number(judged[task, best[task]]), *cells])
+        rows.append([task, DEFAULTS.get(best[task], best[task]), number(judged[task, best[task]]), *cells])
     return markdown_table(rows)
 
 
@@ -185,9 +187,12 @@ def draw_regrets(runs, palette):
     axes = figure.add_subplot()
     axes.axvline(0, color="0.6", linewidth=1)
     for y, name in enumerate(names):
-        colour = palette.get(name, "0.5")
+        colour = palette.get(DEFAULTS.get(name, name), "0.5")
         axes.plot(regret[name], [y] * len(regret), "o", color=colour, alpha=0.5, markeredgewidth=0)
         axes.plot(regret[name].mean(), y, "D", color=colour, markersize=9, markeredgecolor="black")
+    axes.plot([], [], "o", color="0.5", alpha=0.5, markeredgewidth=0, label="a task")
+    axes.plot([], [], "D", color="0.5", markersize=9, markeredgecolor="black", label="mean")
+    axes.legend(loc="lower right")
     axes.set_yticks(range(len(names)), [DEFAULTS.get(name, name) for name in names])
     axes.set_xlabel("regret: area of the task's best fixed weights minus that of the weighting")
     return figure

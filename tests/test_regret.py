@@ -1,8 +1,12 @@
-"""The study over eight tasks: its measures, tests and tables, and how its tasks and runs are made."""
+"""The study over eight tasks: its measures, tests, tables and texts, and how its tasks and runs are made."""
 
+import csv
 import json
 import random
+import re
 import sys
+from collections import defaultdict
+from statistics import fmean
 
 import moocore
 import numpy as np
@@ -129,7 +133,8 @@ def test_the_tables_have_all_weightings_and_tasks(evaluations, runs):
     by_task = regret.regrets(runs, "area")
     for name in by_task:
         assert f"| {regret.title(name, by_task)} |" in parts[4]
-    best = regret.best_fixed(runs, "area")
+    assert [", " in line.split("|")[1] for line in parts[4].splitlines()[2:]] == [False] * 8 + [True] * 4
+    best = regret.best_fixed(runs, "area").replace("less accuracy", "efficiency-focused")
     assert all(f"| {task} | {best[task]} |" in parts[-1] for task in SIZES)
     assert "nan" not in text and "-0.000" not in text
     nash = by_task["nash"]
@@ -247,3 +252,148 @@ def test_a_run_in_the_csv_is_not_repeated(tmp_path):
     assert ("embedded", "nash", 1) in cases  # It is not complete.
     assert len(cases) == 2 * (10 + 8) - 2
     assert [seed for _, _, seed in cases] == sorted(seed for _, _, seed in cases)
+
+
+# The study and its texts. All numbers are computed again from the lines of the CSV, without regret.py.
+
+DYNAMIC = ["hypervolume", "gradient", "nash"]
+PAPER_NAMES = {"less accuracy": "efficiency-focused"}
+
+
+def read_study():
+    """The evaluations of each run as a list of dictionaries. A key is (task, weighting, seed)."""
+    evaluations = defaultdict(list)
+    with open(ROOT / "experiment/eight_tasks.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            evaluations[row["task"], row["weighting"], int(row["seed"])].append(row)
+    return evaluations
+
+
+STUDY = read_study()
+
+
+def points_of_row(row, prefix=""):
+    """The performances of an evaluation, as many as its task has objectives."""
+    return [float(row[prefix + name]) for name in OBJECTIVES[: eight_tasks.TASKS[row["task"]]]]
+
+
+def volumes_by_hand(points):
+    """The hypervolume of the first n points, for each n."""
+    ref = [0] * len(points[0])
+    return [
+        moocore.hypervolume(np.array(points[: n + 1]), ref=ref, maximise=True) for n in range(len(points))
+    ]
+
+
+def measures_by_hand(rows):
+    """The four measures of a run."""
+    last = points_of_row(rows[-1])
+    volumes = volumes_by_hand([points_of_row(row) for row in rows])
+    return {
+        "area": (sum(volumes) - (volumes[0] + volumes[-1]) / 2) / (len(volumes) - 1),
+        "sampled_area": fmean(volumes_by_hand([points_of_row(row, "sampled_") for row in rows[1:]])),
+        "utility": fmean(last),
+        "box": float(np.prod(last)),
+    }
+
+
+def regrets_by_hand(measures, tasks=tuple(eight_tasks.TASKS)):
+    """The regret of each weighting on each of some tasks: a dictionary of lists for each of the measures."""
+    regrets = {name: defaultdict(list) for name in regret.MEASURES}
+    for name in regrets:
+        for task in tasks:
+            values = defaultdict(dict)
+            for (other, weighting, seed), run in measures.items():
+                if other == task:
+                    values[weighting][seed] = run[name]
+            fixed = [weighting for weighting in values if weighting not in DYNAMIC]
+            best = max(fixed, key=lambda weighting: values[weighting][1])
+            for weighting, by_seed in values.items():
+                difference = (values[best][2] + values[best][3] - by_seed[2] - by_seed[3]) / 2
+                regrets[name][PAPER_NAMES.get(weighting, weighting)].append(difference)
+    return regrets
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    return regrets_by_hand({key: measures_by_hand(rows) for key, rows in STUDY.items()})
+
+
+def corrected_p_values(regrets, default=None):
+    """The p-values of the dynamic weightings against a default (None: the best fixed weights)."""
+    p_values = {}
+    for name in DYNAMIC:
+        differences = np.array(regrets[name]) - (regrets[default] if default else 0)
+        options = {"permutation_type": "samples", "alternative": "two-sided", "n_resamples": np.inf}
+        p_values[name] = stats.permutation_test((differences,), np.mean, **options).pvalue
+    adjusted, largest = {}, 0
+    for factor, name in zip((3, 2, 1), sorted(p_values, key=p_values.get)):
+        adjusted[name] = largest = max(largest, min(1, factor * p_values[name]))
+    return adjusted
+
+
+def test_the_study_is_complete():
+    expected = {
+        (task, weighting, seed)
+        for task, K in eight_tasks.TASKS.items()
+        for weighting in eight_tasks.weightings(K)
+        for seed in eight_tasks.SEEDS
+    }
+    assert set(STUDY) == expected and len(STUDY) == regret.NUM_RUNS
+    for rows in STUDY.values():
+        assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40, 50, 60]
+
+
+def test_the_runs_are_what_their_names_say():
+    """Runs of a task start from one model. Only gradient-based and Nash weighting change weights."""
+    starts = defaultdict(set)
+    for (task, weighting, _), rows in STUDY.items():
+        starts[task].add(tuple(points_of_row(rows[0])))
+        flags = eight_tasks.weightings(eight_tasks.TASKS[task])[weighting].split()
+        weights = [points_of_row(row, "w_") for row in rows[1:]]
+        assert np.allclose(np.sum(weights, axis=1), 1, atol=1e-5)
+        if weighting not in ("gradient", "nash"):
+            K = len(weights[0])
+            initial = [float(w) for w in flags[1:]] if flags[:1] == ["--weights"] else [1 / K] * K
+            assert np.allclose(weights, [initial] * 6, atol=1e-5), (task, weighting)
+        else:
+            assert np.std(weights, axis=0).max() > 0
+        assert (weighting == "hypervolume") == any(float(row["r_pareto"]) != 1 for row in rows[1:])
+    assert all(len(points) == 1 for points in starts.values())
+
+
+def test_the_initial_models_are_within_the_bounds_of_the_plan():
+    """On the task with two objectives, clarity was not recorded."""
+    for (task, _, _), rows in STUDY.items():
+        if task.isdigit():
+            for name in ("accuracy", "clarity")[: eight_tasks.TASKS[task] - 1]:
+                low, high = make_task.START[name]
+                assert low <= float(rows[0][name]) <= high, (task, name)
+
+
+def test_results_md_has_the_regrets_of_all_weightings(by_hand):
+    text = (ROOT / "experiment/RESULTS.md").read_text()
+    table = text[text.index("Mean and largest regret") : text.index("The same over the six new tasks")]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(by_hand["area"])
+    for name, *cells in rows:
+        name = re.sub(r", \d of 8 tasks$", "", name)
+        for measure, cell in zip(regret.MEASURES, cells, strict=True):
+            values = by_hand[measure][name]
+            expected = [fmean(values), max(values)]
+            assert [float(x) for x in cell.split(", ")] == pytest.approx(expected, abs=0.00051), (
+                name,
+                measure,
+            )
+
+
+def test_results_md_has_the_p_values_of_all_comparisons(by_hand):
+    text = (ROOT / "experiment/RESULTS.md").read_text()
+    for measure, start in ("area", "Comparisons by area:"), ("box", "Comparisons by the box"):
+        table = text[text.index(start) :].split("\n\n")[1]
+        rows = [line.strip("| ").split(" | ") for line in table.splitlines()][2:]
+        assert len(rows) == 12
+        for weighting, default, _, _, _, p, _ in rows:
+            default = None if default == "best fixed weights" else default
+            expected = corrected_p_values(by_hand[measure], default)[weighting]
+            assert float(p) == pytest.approx(expected, rel=0.06), (measure, weighting, default)
