@@ -192,9 +192,11 @@ def draw_regrets(runs, palette):
         axes.plot(regret[name].mean(), y, "D", color=colour, markersize=9, markeredgecolor="black")
     axes.plot([], [], "o", color="0.5", alpha=0.5, markeredgewidth=0, label="a task")
     axes.plot([], [], "D", color="0.5", markersize=9, markeredgecolor="black", label="mean")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False)
     axes.set_yticks(range(len(names)), [DEFAULTS.get(name, name) for name in names])
-    axes.set_xlabel("regret: area of the task's best fixed weights minus that of the weighting")
+    axes.set_xlabel(
+        "regret (less is better): area of the task's best fixed weights minus that of the weighting"
+    )
     return figure
 
 
