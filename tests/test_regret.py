@@ -397,3 +397,131 @@ def test_results_md_has_the_p_values_of_all_comparisons(by_hand):
             default = None if default == "best fixed weights" else default
             expected = corrected_p_values(by_hand[measure], default)[weighting]
             assert float(p) == pytest.approx(expected, rel=0.06), (measure, weighting, default)
+
+
+def read_text(name, start, end):
+    """The text of a file from `start` to `end`, each line break replaced by a space."""
+    text = " ".join((ROOT / name).read_text().split())
+    text = text[text.index(start) :]
+    return text[: text.index(end)]
+
+
+def formatted(values):
+    """The mean and the maximum of regrets, as the texts have them."""
+    return [regret.number(fmean(values)), regret.number(max(values))]
+
+
+def p_as_in_text(regrets, name, default=None):
+    return f"{corrected_p_values(regrets, default)[name]:.2g}".lstrip("0")
+
+
+def test_the_table_of_the_main_readme(by_hand):
+    text = (ROOT / "README.md").read_text()
+    table = text[text.index("| weighting | area | last checkpoint |") :].split("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    weights = {"efficiency-focused": ".25 .375 .375", "accuracy-focused": ".5 .25 .25", "nash": "ours"}
+    names = [title.split(", ")[0] for title, *_ in rows]
+    assert sorted(names) == sorted(["balanced", "accuracy-focused", "efficiency-focused", *DYNAMIC])
+    for name, (title, area, box, _) in zip(names, rows):
+        assert title == (f"{name}, {weights[name]}" if name in weights else name)
+        assert area == ", ".join(formatted(by_hand["area"][name]))
+        assert box == ", ".join(formatted(by_hand["box"][name]))
+    means = [fmean(by_hand["area"][name]) for name in names]
+    assert means == sorted(means)
+
+
+def test_the_advice_of_the_main_readme(by_hand):
+    text = read_text("README.md", "## Which weighting", "## The method")
+    area, sampled = by_hand["area"], by_hand["sampled_area"]
+    names = ("balanced", "accuracy-focused", "efficiency-focused")
+    p_values = [p_as_in_text(area, "nash", name) for name in names]
+    assert "p = {}, {} and {} against balanced, accuracy- and efficiency-focused".format(*p_values) in text
+    assert f"(nash: p = {p_as_in_text(area, 'nash')})" in text
+    assert f"its mean regret is {formatted(sampled['nash'])[0]}" in text
+    assert f"(accuracy-focused: {formatted(sampled['accuracy-focused'])[0]})" in text
+    box = formatted(by_hand["box"]["less conciseness"])
+    assert "With .375 .25 .375, the last checkpoint has a mean regret of {}, at most {}.".format(*box) in text
+
+
+def test_the_findings_of_eight_tasks(by_hand):
+    text = read_text("experiment/README.md", "## Eight tasks", "## Two tasks")
+    area = by_hand["area"]
+    mean = {measure: {name: formatted(x)[0] for name, x in r.items()} for measure, r in by_hand.items()}
+
+    def against(name):
+        return f"{mean['area'][name]} (p = {p_as_in_text(area, 'nash', name)})"
+
+    assert f"Nash weighting, which is ours, has a mean regret of {mean['area']['nash']}." in text
+    assert f"Balanced weights have {against('balanced')}, accuracy-focused" in text
+    assert f"accuracy-focused weights {against('accuracy-focused')}, and efficiency-focused" in text
+    assert f"efficiency-focused weights {against('efficiency-focused')}." in text
+    for name in ("gradient", "hypervolume"):
+        for default in ("balanced", "accuracy-focused", "efficiency-focused"):
+            assert corrected_p_values(area, default)[name] >= 0.05  # "not shown to differ from any default"
+    assert f"Gradient-based ({mean['area']['gradient']}) and hypervolume-guided" in text
+    assert f"weighting ({mean['area']['hypervolume']}) are not shown" in text
+    behind = [
+        f"{mean['area'][name]} (p = {p_as_in_text(area, name)})"
+        for name in ("nash", "gradient", "hypervolume")
+    ]
+    assert "behind by {}, gradient-based by {}, and hypervolume-guided by {}.".format(*behind) in text
+
+    clarity, seven = area["clarity-focused"], [x for i, x in enumerate(area["nash"]) if i != 6]
+    assert list(eight_tasks.TASKS)[6] == "8" and len(clarity) == 7
+    assert "a mean regret of {} and a worst of {} over the seven".format(*formatted(clarity)) in text
+    assert "On these, Nash weighting has {} and {}.".format(*formatted(seven)) in text
+
+    sampled, box = mean["sampled_area"], mean["box"]
+    assert (
+        f"of Nash weighting is {sampled['nash']}, that of gradient-based weighting {sampled['gradient']}"
+        in text
+    )
+    assert f"and that of accuracy-focused weights {sampled['accuracy-focused']}." in text
+    sentence = (
+        "have a mean regret of {}, accuracy-focused weights {}, Nash weighting {}, and balanced weights {}."
+    )
+    names = ("less conciseness", "accuracy-focused", "nash", "balanced")
+    assert sentence.format(*(box[name] for name in names)) in text
+    for default in ("balanced", "accuracy-focused", "efficiency-focused", None):
+        assert min(corrected_p_values(by_hand["box"], default).values()) >= 0.05  # "No comparison ..."
+
+
+def test_the_findings_on_two_objectives():
+    text = read_text("experiment/README.md", "**Two objectives.**", "Over the six new tasks")
+    ends = defaultdict(list)
+    for (task, weighting, seed), rows in STUDY.items():
+        if task == "8" and seed > 1:
+            ends[weighting].append(float(rows[-1]["accuracy"]))
+    kept = ("nash", "less conciseness", "accuracy-focused")
+    assert all((fmean(x) < 0.1) == (name not in kept) for name, x in ends.items())
+    sentence = "by Nash weighting ({:.2f}), less conciseness ({:.2f}) and accuracy-focused weights ({:.2f})."
+    assert sentence.format(*(fmean(ends[name]) for name in kept)) in text
+
+
+def test_the_findings_on_the_six_new_tasks():
+    text = read_text("experiment/README.md", "Over the six new tasks", "## Two tasks")
+    tasks = [task for task in eight_tasks.TASKS if task.isdigit()]
+    regrets = regrets_by_hand({key: measures_by_hand(rows) for key, rows in STUDY.items()}, tasks)["area"]
+    names = sorted(
+        ["balanced", "accuracy-focused", "efficiency-focused", *DYNAMIC], key=lambda n: fmean(regrets[n])
+    )
+    numbers = [f"{formatted(regrets[name])[0]} ({name})" for name in names]
+    assert f"the mean regrets are {', '.join(numbers[:-1])} and {numbers[-1]}." in text
+
+
+def test_which_fixed_weights_are_best_depends_on_the_task():
+    runs = {key: measures_by_hand(rows)["area"] for key, rows in STUDY.items()}
+    best = []
+    for task in eight_tasks.TASKS:
+        areas = {
+            w: area for (t, w, seed), area in runs.items() if t == task and seed == 1 and w not in DYNAMIC
+        }
+        best.append(max(areas, key=areas.get))
+    counts = {name: best.count(name) for name in ("less accuracy", "clarity-focused", "less conciseness")}
+    assert sum(counts.values()) == 8
+    words = ["none", "one", "two", "three", "four", "five"]
+    counts = [words[count] for count in counts.values()]
+    sentence = (
+        "efficiency-focused weights on {} tasks, clarity-focused on {}, and less conciseness on {}. They"
+    )
+    assert sentence.format(*counts) in read_text("experiment/README.md", "## Eight tasks", "## Two tasks")
