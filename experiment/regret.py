@@ -25,15 +25,15 @@ OLD_TASKS = ["embedded", "other"]  # The results of other runs on these tasks we
 MEASURES = {
     "area": "area",
     "sampled_area": "area, sampled responses",
-    "utility": "mean utility of the last point",
-    "box": "box of the last point",
+    "utility": "mean utility of the last checkpoint",
+    "box": "hypervolume of the last checkpoint",
 }
-NUM_RUNS = 240
+NUM_RUNS, NUM_EVALUATIONS = 240, 7
 CHOOSING_SEED = 1  # It chooses the best fixed weights of a task. The other seeds judge.
 INTRODUCTION = """\
 [PLAN.md](PLAN.md) defines the study, the measures and the tests. The regret of a weighting on a task is the
 value of the task's best fixed weights minus that of the weighting. So less is better, and a negative regret
-is an advantage. Seed 1 chooses the best fixed weights. All numbers are means over seeds 2 and 3. A cell of
+is an advantage. Seed 1 chooses the best fixed weights. Regrets are means over seeds 2 and 3. A cell of
 the first two tables has the mean and the largest regret over the tasks. "Efficiency-focused" weights are
 those that the plan calls `less accuracy`. p is that of a sign-flip test over the tasks. Holm's correction
 covers the three weightings that are compared with the same weights."""
@@ -55,6 +55,22 @@ def measure(run):
         "utility": points[-1].mean(),  # the mean of w . p over weights w that are uniform on the simplex
         "box": points[-1].prod(),
     }
+
+
+def incomplete(evaluations):
+    """Returns what is missing or wrong in the study, as a text. None if all of its runs are complete."""
+    keys = ["task", "weighting", "seed"]
+    sizes = evaluations.groupby(keys).size()
+    if len(sizes) != NUM_RUNS:
+        return f"{len(sizes)} of {NUM_RUNS} runs"
+    if evaluations.duplicated([*keys, "step"]).any() or set(sizes) != {NUM_EVALUATIONS}:
+        return f"runs with other than {NUM_EVALUATIONS} evaluations"
+    for task, rows in evaluations.groupby("task"):
+        if set(DYNAMIC + list(DEFAULTS)) - set(rows["weighting"]):
+            return f"no run of some weightings on task {task}"
+        if (rows[OBJECTIVES].isna().any() & rows[OBJECTIVES].notna().any()).any():
+            return f"empty cells on task {task}"
+    return None
 
 
 def measure_all(evaluations):
@@ -214,7 +230,7 @@ def section(evaluations):
         summary_table(new),
         "Comparisons by area:",
         comparison_table(runs),
-        "Comparisons by the box of the last point:",
+        "Comparisons by the hypervolume of the last checkpoint (the box):",
         comparison_table(runs, "box"),
         "Regret by area on each task:",
         task_table(runs),

@@ -293,10 +293,10 @@ def draw_weights(evaluations, algorithms):
 
 
 def read_study(path):
-    """The evaluations of the study over eight tasks. None if there are none, or if runs are missing."""
+    """The evaluations of the study over eight tasks. None, with a message, if they are not complete."""
     study = pandas.read_csv(path) if path.exists() else None
-    if study is not None and (count := len(regret.measure_all(study))) < regret.NUM_RUNS:
-        print(f"{path.name} has {count} of {regret.NUM_RUNS} runs, so its tables are left out")
+    if study is not None and (problem := regret.incomplete(study)):
+        print(f"{path.name} has {problem}, so its tables are left out")
         return None
     return study
 
