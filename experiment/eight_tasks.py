@@ -66,6 +66,7 @@ def make_task(name, folder):
         script = ["other_task.py"] if name == "other" else ["make_task.py", "--seed", name]
         command = [sys.executable, ROOT / "experiment" / script[0], *script[1:], "--output", folder]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted command left
         process = subprocess.run(command, capture_output=True, text=True, env=environment)
         if process.returncode:
             raise RuntimeError(f"task {name}: {process.stderr.strip()[-300:]}")
@@ -142,10 +143,14 @@ def main():
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error("--jobs: must be 1 or more")
-    if not args.results.exists():
-        args.results.write_text(",".join(COLUMNS) + "\n")
-    elif not args.results.read_text().startswith(",".join(COLUMNS) + "\n"):
-        parser.error(f"--results: {args.results} has other columns than this study writes")
+    try:
+        if not args.results.exists():
+            args.results.write_text(",".join(COLUMNS) + "\n")
+        elif not args.results.read_text().startswith(",".join(COLUMNS) + "\n"):
+            parser.error(f"--results: {args.results} has other columns than this study writes")
+        cases = missing_cases(args.results, args.tasks, args.seeds)
+    except (OSError, ValueError) as error:
+        parser.error(f"--results: {args.results}: {error}")
 
     os.environ["OMP_NUM_THREADS"] = "1"  # The processes inherit it.
     folders = {task: args.runs.resolve() / "tasks" / task for task in args.tasks}
@@ -153,7 +158,6 @@ def main():
         made = pool.map(make_task, folders, folders.values())
         list(tqdm(made, desc="tasks", total=len(folders)))
 
-    cases = missing_cases(args.results, args.tasks, args.seeds)
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         runs = []
         for task, name, seed in cases:

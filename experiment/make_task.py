@@ -115,6 +115,8 @@ def main():
         "--output", type=Path, required=True, help="folder in which to write model/ and data/"
     )
     args = parser.parse_args()
+    if args.output.exists():  # An interrupted run must not leave new data beside an old model.
+        parser.error(f"--output: {args.output} exists")
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(ROOT / "tiny/model")
     model = transformers.AutoModelForCausalLM.from_pretrained(ROOT / "tiny/model", dtype=torch.float32)

@@ -292,9 +292,21 @@ def draw_weights(evaluations, algorithms):
 # The report
 
 
+def read_csv(path, columns):
+    """The evaluations in a CSV file. ValueError if it lacks one of the columns, or has text in one."""
+    try:
+        evaluations = pandas.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+    for name in columns:
+        if name not in evaluations or not pandas.api.types.is_numeric_dtype(evaluations[name]):
+            raise ValueError(f"{path}: column {name} is missing or has cells that are no numbers")
+    return evaluations
+
+
 def read_study(path):
     """The evaluations of the study over eight tasks. None, with a message, if they are not complete."""
-    study = pandas.read_csv(path) if path.exists() else None
+    study = read_csv(path, ["seed", "step", *regret.OBJECTIVES]) if path.exists() else None
     if study is not None and (problem := regret.incomplete(study)):
         print(f"{path.name} has {problem}, so its tables are left out")
         return None
@@ -359,13 +371,15 @@ def main():
         "--output", type=Path, default=ROOT / "experiment", help="folder for tables and pictures"
     )
     args = parser.parse_args()
-    if not args.results.exists():
-        parser.error(f"--results: {args.results} does not exist")
-    evaluations = pandas.read_csv(args.results)
-    if evaluations.empty:
-        parser.error(f"--results: {args.results} has no runs yet")
+    try:
+        evaluations = read_csv(args.results, ["seed", "step", "length", *OBJECTIVES])
+        study = read_study(args.results.with_name("eight_tasks.csv"))
+        args.output.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if evaluations.empty or evaluations[["seed", "step", "length", *OBJECTIVES]].isna().any(axis=None):
+        parser.error(f"{args.results}: no runs, or empty cells")
 
-    args.output.mkdir(parents=True, exist_ok=True)
     comparable = comparable_evaluations(evaluations)
     figures = []  # (file name, caption, figure)
     if len(comparable):
@@ -377,7 +391,6 @@ def main():
         figures.append((f"experiment-{task}-fronts.png", "Pareto fronts, means over seeds", figure))
         figure = draw_weights(subset, algorithms)
         figures.append((f"experiment-{task}-weights.png", "Weights and meta reward over the steps", figure))
-    study = read_study(args.results.with_name("eight_tasks.csv"))
     if study is not None:
         figure = regret.draw_regrets(regret.measure_all(study), PALETTE)
         figure.savefig(args.output / "regrets.png", dpi=120)

@@ -193,6 +193,28 @@ def test_report_of_another_task(tmp_path, monkeypatch):
     assert pictures == {"experiment-volumes.png", "experiment-mine-fronts.png", "experiment-mine-weights.png"}
 
 
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "No such file"),
+        ("", "No columns"),
+        ("task,seed\n1,1\n", "column step is missing"),
+        ("{titles}\nembedded,grpo,nash,1,0,good,1,1,9,,,,,1\n", "column accuracy is missing or has cells"),
+        ("{titles}\nembedded,grpo,nash,1,0,1\n", "no runs, or empty cells"),
+        ("{titles}\n", "is missing or has cells"),
+    ],
+)
+def test_damaged_results_are_one_line(tmp_path, monkeypatch, capsys, text, message):
+    path = tmp_path / "results.csv"
+    if text is not None:
+        path.write_text(text.format(titles=",".join(experiment.COLUMNS)))
+    monkeypatch.setattr(sys, "argv", ["report.py", "--results", f"{path}", "--output", f"{tmp_path}"])
+    with pytest.raises(SystemExit) as error:
+        report.main()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert error.value.code == 2 and message in line and not (tmp_path / "RESULTS.md").exists()
+
+
 # Runs
 
 

@@ -429,7 +429,9 @@ def p_as_in_text(regrets, name, default=None):
 
 def test_the_table_of_the_main_readme(by_hand):
     text = (ROOT / "README.md").read_text()
-    table = text[text.index("| weighting | area | last checkpoint |") :].split("\n\n")[0]
+    table = text[
+        text.index("| weighting (accuracy, conciseness, clarity) | area | last checkpoint |") :
+    ].split("\n\n")[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
     weights = {"efficiency-focused": ".25 .375 .375", "accuracy-focused": ".5 .25 .25", "nash": "ours"}
     names = [title.split(", ")[0] for title, *_ in rows]
