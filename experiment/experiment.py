@@ -69,6 +69,7 @@ ABLATIONS = {
     **{f"{name}, learning rate 4e-5": f"{flags} --learning-rate 4e-5" for name, flags in MAIN.items()},
 }
 LEARNING_RATES = {f"balanced, learning rate {lr}": f"--learning-rate {lr}" for lr in ("1e-5", "2e-5", "4e-5")}
+# The control was added after the runs of the main study had been seen.
 CONTROL = {"clarity-focused": "--weights 0.25 0.25 0.5"}
 STUDIES = {  # name: algorithms, flags of each variant, seeds, steps
     "main": (ALGORITHMS, MAIN, [4, 5, 6, 7, 8], 120),
