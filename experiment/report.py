@@ -36,17 +36,24 @@ DYNAMIC = ["hypervolume", "gradient", "nash"]
 PALETTE = dict(zip(FIXED + DYNAMIC, [*COLOURS[:3], "0.5", *COLOURS[3:]]))
 TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
 ABLATION_STEPS = 60
-ABLATIONS = [
-    *("balanced", "balanced, each normalised", "balanced, polynomial"),
-    *(
-        "hypervolume",
-        "hypervolume, r_pareto on the reward",
-        "hypervolume, scale 1",
-        "hypervolume, scale 2048",
-    ),
-    *("hypervolume, from the initial model", "hypervolume, polynomial"),
-    *("gradient", "gradient, clipped", "gradient, mu / 10", "gradient, mu x 10", "gradient, all layers"),
-    *("gradient, last layer", "gradient, each normalised", "gradient, polynomial"),
+ABLATIONS = [  # variants
+    "balanced",
+    "balanced, each normalised",
+    "balanced, polynomial",
+    "hypervolume",
+    "hypervolume, r_pareto on the reward",
+    "hypervolume, scale 1",
+    "hypervolume, scale 2048",
+    "hypervolume, from the initial model",
+    "hypervolume, polynomial",
+    "gradient",
+    "gradient, clipped",
+    "gradient, mu / 10",
+    "gradient, mu x 10",
+    "gradient, all layers",
+    "gradient, last layer",
+    "gradient, each normalised",
+    "gradient, polynomial",
     *(f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC),
 ]
 MEASURES = {  # measure of a run: title of its column, format
