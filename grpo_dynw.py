@@ -9,15 +9,17 @@ The policy maximizes w . r_vec, the weighted sum of a response's K rewards. --we
 
     fixed        w is constant. This is the baseline.
     hypervolume  w is constant. After a step, the mean performance on the validation split is a point p. Its
-                 gain delta_hv = HV(B + p) - HV(B) over the earlier points B sets the meta reward r_pareto,
-                 which multiplies the next step's advantages (Alg. 1). In step 1, r_pareto is 1.
+                 gain delta_hv = HV(buffer + p) - HV(buffer) sets the meta reward r_pareto, which multiplies
+                 the advantages of the next step (Alg. 1). In step 1, r_pareto is 1.
     gradient     w_k <- w_k exp(lr I_k / mu) / Z before each step's policy updates. The influence
                  I_k = <g_k, sum_j g_j> compares the objectives' policy gradients g_k (Alg. 2).
     nash         w_k = w0_k / p_k / Z, where w0 are the initial weights and p is the mean performance of the
-                 step's responses. Ours, not the paper's.
+                 step's responses. This is ours, not the paper's.
 
-Z normalizes w. Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a
-micro-batch, P prompt tokens (left-padded), R response tokens (right-padded), T = P + R.
+Z normalizes w. A performance is a mean reward, except that of conciseness: 1 - length / limit.
+
+Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
+P prompt tokens (left-padded), R response tokens (right-padded), T = P + R.
 
 Lines between `# --- algorithm: ... ---` and `# --- end ---` are GRPO. The scripts share the others.
 """
@@ -67,9 +69,9 @@ def make_parser():
     flag("weighting", "fixed", "rule for w", ["fixed", "hypervolume", "gradient", "nash"])
     flag("objectives", objectives, "names in rewards.py", rewards.OBJECTIVES, nargs="+", type=str)
     flag("weights", None, "initial w; None: equal", nargs="+", type=float)
-    flag("mu", None, "step size of w is lr / mu; None: 10 lr", type=float)
+    flag("mu", None, "step size of w is lr / mu; None: mu = 10 lr", type=float)
     flag("influence-scale", "unit", "scale or clip g_k to norm 1", ["unit", "clip"])
-    flag("probe-layers", [0.25, 0.75], "of g_k, as fractions of the depth", nargs=2, type=float)
+    flag("probe-layers", [0.25, 0.75], "first and end layer of g_k / depth", nargs=2, type=float)
     flag("meta-reward-on", "advantage", "what r_pareto multiplies", ["advantage", "reward"])
     flag("hv-scale", 100.0, "factor on delta_hv in Eq. (1)")
     flag("hv-reference", "worst", "0, or the initial point", ["worst", "initial"])
@@ -78,22 +80,22 @@ def make_parser():
     flag("prompt-suffix", None, "text after each problem; None: the paper's on its data")
     flag("max-prompt-tokens", 64, "leave out longer prompts")
     flag("max-new-tokens", 96, "cut off longer responses")
-    flag("device", "cuda" if torch.cuda.is_available() else "cpu", "where to train", ["cpu", "cuda"])
-    flag("seed", 1, "of samples and problems")
+    flag("device", "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", ["cpu", "cuda"])
+    flag("seed", 1, "of all random numbers")
     flag("steps", 60, "training steps")
     flag("prompts-per-step", 16, "problems in a step")
     flag("num-generations", 8, "responses to a problem")
-    flag("updates-per-step", 1, "policy updates, each on some problems")
+    flag("updates-per-step", 1, "policy updates, which share the problems")
     flag("micro-batch-size", 32, "responses in a backward pass")
     flag("rollout-batch-size", 128, "responses generated at once")
     parser.add_argument("--compile", action="store_true", help="compile the decoding, on CUDA")
     parser.add_argument("--gradient-checkpointing", action="store_true", help="less memory, more time")
     flag("learning-rate", 2e-5, "of AdamW")
-    flag("lr-power", 0.0, "decay of lr: (1 - t / steps) to this power")
+    flag("lr-power", 0.0, "decay of lr: (share of steps left)^this")
     # --- algorithm: args ---
-    flag("kl-coefficient", 0.001, "factor on KL(policy || initial model)")
+    flag("kl-coefficient", 0.001, "factor on KL(policy || model)")
     # --- end ---
-    flag("clip", 0.2, "clip the ratio to 1 +- this")
+    flag("clip", 0.2, "clip PPO's ratio to 1 +- this")
     flag("clip-dual", 3.0, "for A < 0, limit a token's loss to this times |A|")
     flag("eval-every", 5, "steps between evaluations")
     flag("max-eval-problems", None, "test and validation problems; None: all", type=int)
@@ -119,7 +121,6 @@ def parse_args():
 
     K, folder = len({*args.objectives}), f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}"
     args.weights = weights = args.weights or [1 / K] * K
-    args.mu = args.mu or 10 * args.learning_rate
     args.output_dir = args.output_dir or strftime(folder)
     if not len(args.objectives) == len(weights) == K or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
         parser.error("--objectives, --weights: give different names, and weights >= 0 that sum to 1")
@@ -144,7 +145,7 @@ def input_errors(flag):
 
 
 def summed(x):
-    """The sum over all processes, in place."""
+    """Sums over processes, in place."""
     if SHARDED:
         dist.all_reduce(x)
     return x
@@ -159,10 +160,10 @@ def load_model(args, is_actor=False):
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     end_ids = np.ravel(model.generation_config.eos_token_id).tolist()  # from one token, a list or None
     end_ids = sorted({*end_ids, tokenizer.eos_token_id, rewards.turn_end(tokenizer)} - {None})
-    # Sample without the model's top_k. Padding is masked, so any token can pad.
+    # Drop the model's sampling options. Padding is masked, so any token can pad.
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
     layers = decoder_layers(model)
-    for layer in layers if args.gradient_checkpointing else ():  # The library would switch dropout on.
+    for layer in layers if args.gradient_checkpointing else ():  # The library's needs dropout on.
         layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if SHARDED and not is_actor:
         mesh = dist.init_device_mesh(args.device, (WORLD,))
@@ -182,23 +183,23 @@ def copy_weights(policy, actor):
 
 
 def save_model(policy, actor, tokenizer, folder):
-    """Saves the policy, in float32: bfloat16 rounds small updates away. The actor holds it meanwhile."""
-    device, dtype, weights = actor.device, actor.dtype, [*actor.parameters()] * (RANK == 0)
-    for w in weights:
-        w.data = w.data.cpu().float()
+    """Saves the policy in float32, through the actor. bfloat16 would round small updates away."""
+    device, dtype, parameters = actor.device, actor.dtype, [*actor.parameters()] if RANK == 0 else []
+    for parameter in parameters:
+        parameter.data = parameter.data.cpu().float()
     copy_weights(policy, actor)
     if RANK == 0:
         actor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    for w in weights:
-        w.data = w.data.to(device, dtype)
+    for parameter in parameters:
+        parameter.data = parameter.data.to(device, dtype)
 
 
 @torch.no_grad()
 def respond(model, ids, attention, args, sample):
-    """Continues prompts (B, P) by at most args.max_new_tokens tokens, also after an end token."""
+    """Appends up to max_new_tokens tokens to prompts (B, P). Those after an end token do not count."""
     P, limit = ids.shape[1], args.max_new_tokens
-    if args.compile:  # By default, generate() samples from the 50 most probable tokens.
+    if args.compile:  # The static cache makes generate() compile. Its default of top_k is 50.
         options = {"do_sample": sample, "top_k": 0 if sample else None, "cache_implementation": "static"}
         return model.generate(ids, attention_mask=attention, max_new_tokens=limit, **options)
 
@@ -212,7 +213,7 @@ def respond(model, ids, attention, args, sample):
         output = model(**inputs, attention_mask=attention[rows, :t], use_cache=True, logits_to_keep=1)
         logits, start = output.logits[:, -1].float(), t  # (B, V)
         ids[rows, t] = logits.softmax(-1).multinomial(1).squeeze(1) if sample else logits.argmax(-1)
-        if (t - P) % 16 == 15:  # Finished rows leave now and then: this copies the cache.
+        if (t - P) % 16 == 15:  # Drop finished rows, but rarely: this copies the cache.
             unfinished = (~torch.isin(ids[rows, P : t + 1], end_ids).any(1)).nonzero().squeeze(1)
             if len(unfinished) == 0:
                 break
@@ -227,11 +228,11 @@ def rollout(model, tokenizer, problems, args, sample=True):
     P = args.max_prompt_tokens if args.compile else max(map(len, prompts))  # Other shapes compile again.
     ids = torch.tensor([[-1] * (P - len(prompt)) + prompt for prompt in prompts], device=model.device)
     attention, ids, responses = (ids >= 0).long(), ids.clamp(min=0), []  # (N, P)
-    for part, mask in zip(ids.split(size), attention.split(size)):
-        responses += respond(model, part, mask, args, sample)[:, P:]
+    for part in zip(ids.split(size), attention.split(size)):
+        responses.extend(respond(model, *part, args, sample)[:, P:])
     responses = nn.utils.rnn.pad_sequence(responses, batch_first=True)  # (N, R)
 
-    # The first end token ends a response. Pad tokens cannot show the end: they may be end tokens.
+    # The first end token ends a response. Do not look for pad tokens: they may be end tokens.
     is_end = torch.isin(responses, ids.new_tensor(model.generation_config.eos_token_id))
     mask = is_end.cumsum(1) - is_end.long() == 0  # up to and including the first end token
     tokens = [row[m] for row, m in zip(responses, mask & ~is_end)]  # An end token need not be special.
@@ -263,10 +264,10 @@ def token_logprobs(model, micro):
     ids, attention, R = micro["ids"], micro["attention"], micro["mask"].shape[1]
     positions = (attention.cumsum(1) - 1).clamp(min=0)  # (B, T)
     inputs = {"input_ids": ids, "attention_mask": attention, "position_ids": positions, "use_cache": False}
-    # Cached bfloat16 weights would stay when FSDP frees the weights.
+    # A cache of bfloat16 weights would outlive FSDP's weights.
     with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, cache_enabled=False):
         logits = model(**inputs, logits_to_keep=R + 1).logits  # (B, R + 1, V)
-    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # Removing the last logits would copy the others.
+    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # The last is a dummy: slicing logits copies them.
 
     def chosen_logprobs(logits, tokens):  # (M, V), (M,) -> (M,)
         return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - logits.float().logsumexp(-1)
@@ -311,7 +312,7 @@ def influences(gram, weights, influence_scale):
     """The influences I_k = <g_k, sum_j g_j>, (K,), from the inner products (K, K) of the gradients. "unit"
     scales each g_k to norm 1, "clip" only longer ones. The sum skips objectives with zero weight."""
     norms = gram.diagonal().sqrt().clamp(min=1.0 if influence_scale == "clip" else 0.0)
-    # Scaled to norm 1, a numerically zero gradient would be noise.
+    # Drop numerically zero gradients: at norm 1, they would be noise.
     factors = torch.where(norms > 1e-6 * norms.max(), 1 / norms, 0.0)
     return (gram * factors[:, None] * (factors * (weights > 0))).sum(1)  # I_k of Eq. (3), arXiv:2509.11452
 
@@ -334,11 +335,11 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
 
     Before the first update, the ratio in the policy loss is 1, so its gradient is -A grad log p. The KL term
     is left out. One backward pass from the log-likelihoods serves all objectives, because responses do not
-    mix in the network: the gradient delta_i (T, out) at a linear map's output is that of response i alone.
-    With the map's input x_i (T, in), g_k = sum_i A_ki delta_i^T x_i, up to a sign.
+    mix in the network: delta_i (T, out), the gradient at a linear map's output, is that of response i alone.
+    With the map's input x_i (T, in), g_k = sum_i A_ki delta_i^T x_i. The sign cancels.
     """
     layers, probe = decoder_layers(model), {}
-    first, end = [int(fraction * len(layers)) for fraction in probe_layers]
+    first, end = [int(fraction * len(layers)) for fraction in sorted(probe_layers)]
     modules = layers[first : max(first + 1, end)].modules()
     linears = [m for m in modules if isinstance(m, (nn.Linear, transformers.pytorch_utils.Conv1D))]
     gradients = dict.fromkeys(linears, 0)
@@ -455,9 +456,8 @@ def main():
         options = args.max_prompt_tokens, args.prompt_suffix, True, args.max_eval_problems, names
         data = rewards.read_problems(args.dataset, ["train", "validation", "test"], tokenizer, *options)
     optimizer = torch.optim.AdamW(policy.parameters())
-    # buffer and tested: points on the validation split (Alg. 1) and on the test split
     w0 = torch.tensor(args.weights, dtype=torch.float64)
-    state = dict(step=0, metrics={}, weights=w0, r_pareto=1.0, buffer=[], tested=[], total_tokens=0)
+    state = dict(step=0, metrics={}, weights=w0, r_pareto=1.0, buffer=[], test_points=[], total_length=0.0)
     if checkpoint:
         state = checkpoint["state"]
         set_state_dict(policy, optimizer, **checkpoint["states"], options=WHOLE)
@@ -472,15 +472,15 @@ def main():
         transformers.set_seed(hash((args.seed, step, RANK)) % 2**32)
         if args.weighting == "hypervolume":
             p = evaluate(actor, tokenizer, data["validation"], "val", step, metrics, args)
-            if step > 0:
+            if state.buffer:
                 reference_point = state.buffer[0] if args.hv_reference == "initial" else zeros
                 metrics["delta_hv"] = contribution(p, state.buffer, reference_point)
                 state.r_pareto = meta_reward(metrics["delta_hv"], args.hv_scale)
             state.buffer.append(p)
         metrics["time/validate"] = clock() - start
         if step % args.eval_every == 0 or step >= args.steps:
-            state.tested.append(evaluate(actor, tokenizer, data["test"], "eval", step, metrics, args))
-            metrics["eval/hypervolume"] = hypervolume(state.tested, zeros)
+            state.test_points.append(evaluate(actor, tokenizer, data["test"], "eval", step, metrics, args))
+            metrics["eval/hypervolume"] = hypervolume(state.test_points, zeros)
         if RANK == 0:
             log(metrics, step)
         if step >= args.steps:
@@ -492,14 +492,14 @@ def main():
         problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)
         problems = [problem for problem in problems[RANK::WORLD] for _ in range(G)]
         batch = rollout(actor, tokenizer, problems, args)
-        lengths = batch["lengths"]  # (N,)
+        texts, lengths = batch["texts"], batch["lengths"]  # N, (N,)
         step_tokens = summed(lengths.sum()).item()
         times.append(clock())
 
         # 3. Rewards, in float64: rounding must not give equal rewards a standard deviation
-        state.total_tokens += step_tokens
-        mean_length, mean_so_far = step_tokens / num_responses, state.total_tokens / (step * num_responses)
-        scores = rewards.score(names, batch["texts"], problems, lengths.tolist(), mean_so_far, step)
+        mean_length = step_tokens / num_responses
+        state.total_length += mean_length
+        scores = rewards.score(names, texts, problems, lengths.tolist(), state.total_length / step, step)
         r_vec = torch.tensor(scores, dtype=torch.float64, device=device).T  # (K, N)
         times.append(clock())
 
@@ -514,9 +514,9 @@ def main():
             gram = gram_matrix(policy, micros, A_k, step_tokens, args.probe_layers)
             influence = influences(gram, weights, args.influence_scale)  # (K,)
             if influence.isfinite().all():
-                weights = update_weights(weights, influence, lr, args.mu)
+                weights = update_weights(weights, influence, lr, args.mu or 10 * args.learning_rate)
             metrics |= {f"influence/{name}": I for name, I in zip(names, influence)}
-        elif U > 1:  # With one update, its own forward pass gives them.
+        elif U > 1:  # If U = 1, the update's own forward pass gives them.
             with torch.no_grad():
                 for micro in micros:
                     micro["old_logprobs"] = token_logprobs(policy, micro)
@@ -526,13 +526,13 @@ def main():
             weights = nash_weights(weights, weights.new_tensor(p))
         times.append(clock())
 
-        # 5. Advantages, times r_pareto. In the reward, GRPO and REINFORCE++ would normalize r_pareto away.
+        # 5. Advantages, times r_pareto. On the reward, GRPO and REINFORCE++ normalize it away.
         r = weights @ r_vec  # (N,)
         A = state.r_pareto * advantage(r, lengths, args)  # (N,)
         if args.meta_reward_on == "reward":
             A = advantage(state.r_pareto * r, lengths, args)
 
-        # 6. Policy updates: means over the tokens of an update. FSDP and the metrics average over processes.
+        # 6. Policy updates: means over tokens. FSDP and the metrics average over processes, hence / WORLD.
         optimizer.param_groups[0]["lr"] = lr
         for update in updates:
             num_tokens = summed(sum(micro["mask"].sum() for micro in update)) / WORLD
