@@ -150,11 +150,12 @@ def record(study, case, new_rows):
 
 
 def run_all(study, missing, folder, jobs):
-    """Makes the tasks of a study, then runs the missing cases, and records each in the CSV."""
+    """Makes the tasks of the missing cases, then runs the cases, and records each in the CSV."""
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            tasks = [pool.submit(make_task, task, folder / "tasks" / task) for task in study["tasks"]]
-            for task in tqdm(tasks, desc="tasks"):
+            tasks = {case["task"] for case in missing}
+            made = [pool.submit(make_task, task, folder / "tasks" / task) for task in sorted(tasks)]
+            for task in tqdm(made, desc="tasks"):
                 task.result()
 
             runs = [pool.submit(run, study, case, folder) for case in missing]
