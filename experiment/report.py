@@ -223,9 +223,7 @@ def draw_regrets(runs):
         axes.plot(regret[name].mean(), y, color=colour, **diamond)
 
     axes.set_yticks(range(len(names)), [title(name, regret) for name in names])
-    axes.set_xlabel(
-        "regret (less is better): area of the task's best fixed weights minus that of the weighting"
-    )
+    axes.set_xlabel("regret by area (less is better)")
     axes.plot([], [], color=GREEN, **diamond, label="dynamic weighting, mean")
     axes.plot([], [], color=GREY, **diamond, label="fixed weights, mean")
     axes.plot([], [], color=GREY, **dot, label="one task")
