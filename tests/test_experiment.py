@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import runpy
 import sys
 from collections import defaultdict
 from statistics import fmean
@@ -50,7 +51,7 @@ def volumes(points, reference=0.0):
 
 
 def area(rows, reference=0.0):
-    so_far = volumes(points_of(rows), reference)  # the trapezoidal rule for equal steps
+    so_far = volumes(points_of(rows), reference)  # trapezoids of equal width
     return (sum(so_far) - (so_far[0] + so_far[-1]) / 2) / (len(so_far) - 1)
 
 
@@ -63,7 +64,7 @@ MEASURES = {
 
 
 def regrets_of(measure):
-    """Regrets {weighting: {task: regret}}, and the best fixed weights of each task, which seed 1 chooses."""
+    """{weighting: {task: regret}}, and the best fixed weights of each task, which seed 1 chooses."""
     values, regrets, best = {key: measure(rows) for key, rows in STUDY.items()}, defaultdict(dict), {}
     for task in TASKS:
         names = [name for other, name, seed in values if other == task and seed == "1"]
@@ -84,7 +85,7 @@ def sign_flip_p(differences):
 
 
 def compare(regrets, default):
-    """Differences, p, p with Holm and p_t of each dynamic weighting. Default None: the best fixed weights."""
+    """{dynamic weighting: [differences, p, p with Holm, p_t]}. None: against the best fixed weights."""
     tests, largest = {}, 0.0
     for name in DYNAMIC:
         d = np.array([regrets[name][task] - (regrets[default][task] if default else 0) for task in TASKS])
@@ -95,7 +96,7 @@ def compare(regrets, default):
 
 
 def table(start, text=RESULTS):
-    """The cells of the first table after `start`: a list of rows, titles first."""
+    """The rows of the first table after `start`."""
     lines = text[text.index(start) :].split("\n| ", 1)[1].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:1] + lines[2:]]
 
@@ -138,7 +139,7 @@ def test_the_table_of_tasks(regrets):
         assert [float(x or "nan") for x in cells] == pytest.approx(expected, abs=0.00051, nan_ok=True)
 
 
-def test_the_sentences_on_other_measures(regrets):
+def test_the_sentences(regrets):
     tests = compare(regrets["sampled_area"], "balanced").items()
     numbers = [f"{test[0].mean():.3f} ({name}, p = {test[1]:.2g})" for name, test in tests]
     assert f"balanced weights are {', '.join(numbers)}, without" in RESULTS
@@ -188,7 +189,7 @@ def test_report_writes_results_md():
 
 
 @pytest.mark.parametrize("name", ["README.md", "experiment/README.md"])
-def test_the_numbers_of_the_readmes(regrets, name):
+def test_numbers_of_readmes(regrets, name):
     sections = (ROOT / name).read_text().split("\n## ")
     text = "".join(s for s in sections if "experiment" in name or s.startswith("Which weighting"))
     for title, *cells in table("\n", text)[1:] if "\n| weighting" in text else []:
@@ -199,15 +200,14 @@ def test_the_numbers_of_the_readmes(regrets, name):
     assert len(numbers) > 10 and [x for x in numbers if float(x) not in known] == []
 
 
-def test_the_sign_flip_test_and_holm():
+def test_sign_flip_and_holm():
     differences = np.random.default_rng(0).normal(0.5, 1, 12)
     assert analysis.sign_flip_p(differences) == sign_flip_p(differences)
     assert analysis.sign_flip_p([0.1] * 8) == 2 / 256
     assert analysis.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
 
 
-def test_the_runs_are_what_their_names_say():
-    """Fixed weights are those of the flags. Only gradient-based and Nash weighting move the weights."""
+def test_runs_are_what_their_names_say():
     assert set(STUDY) == {studies.key_of(studies.EIGHT_TASKS, c) for c in studies.cases(studies.EIGHT_TASKS)}
     assert studies.weightings(3)["less accuracy"] == "--weights 0.250000000 0.375000000 0.375000000"
     for (task, weighting, _), rows in STUDY.items():
@@ -216,9 +216,6 @@ def test_the_runs_are_what_their_names_say():
         initial = [float(w) for w in flags[1:]] if flags[:1] == ["--weights"] else 1 / weights.shape[1]
         assert np.allclose(weights, initial, atol=1e-5) == (weighting not in ("gradient", "nash"))
         assert any(float(row["r_pareto"]) != 1 for row in rows[1:]) == (weighting == "hypervolume")
-
-
-# Runs
 
 
 @pytest.mark.parametrize("old, new", [("seed,step", "seed"), ("925", "x"), ("1,60,", "1,50,"), ("0.925", "")])
@@ -232,7 +229,7 @@ def test_a_damaged_csv_ends_in_one_line(tmp_path, monkeypatch, capsys, old, new)
     assert error.value.code == 2 and str(path) in line
 
 
-def test_a_run_is_recorded_once_and_continues(tmp_path, monkeypatch):
+def test_a_run_is_recorded_and_continues(tmp_path, monkeypatch):
     """Two steps on the embedded task, with four objectives, by the training script."""
     study = studies.EIGHT_TASKS | {"results": tmp_path / "study.csv", "tasks": {"embedded": 4}, "seeds": [7]}
     study |= {"weightings": lambda K: {"nash": "--weighting nash"}, "steps": 2}
@@ -254,8 +251,8 @@ def test_a_run_is_recorded_once_and_continues(tmp_path, monkeypatch):
     assert calls == [["--resume", tmp_path], ["--seed=1", "--output-dir", tmp_path / "new"]]
 
 
-def test_the_evaluations_of_a_run(tmp_path):
-    """Sampled performance and r_pareto are means since the previous evaluation. Step 0 has neither."""
+def test_evaluations_of_a_run(tmp_path):
+    """Sampled performance and r_pareto are means since the previous evaluation."""
     (tmp_path / "args.json").write_text('{"objectives": ["accuracy", "conciseness"], "max_new_tokens": 100}')
     scores = {"eval/performance/accuracy": 0.5, "eval/performance/conciseness": 0.25}
     lines = [{"step": 0, "time/validate": 1.4, **scores, "eval/completions/mean_length": 75.0}]
@@ -263,12 +260,19 @@ def test_the_evaluations_of_a_run(tmp_path):
         line = {"step": step, "time/rollout": 1.0, "r_pareto": 1.0 + (step > 5), "weights/accuracy": 0.4}
         line |= {"rewards/accuracy/mean": step / 10, "rewards/conciseness/mean": 0.9}
         lines.append(line | {"completions/mean_length": 10.0 * step, "weights/conciseness": 0.6})
-    lines[-1] |= scores | {"eval/completions/mean_length": 75.0}
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    first, last = run_study.evaluations(tmp_path)
+    for line in (lines[5], lines[10]):
+        line |= scores | {"eval/completions/mean_length": 75.0}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    first, _, last = run_study.evaluations(tmp_path)
     assert first["seconds"] == 1 and "sampled_accuracy" not in first
-    assert (last["step"], last["accuracy"], last["seconds"]) == (10, 0.5, 11)
-    assert (last["sampled_accuracy"], last["sampled_conciseness"], last["r_pareto"]) == (0.55, 0.45, 1.5)
+    assert (last["step"], last["seconds"]) == (10, 11)
+    assert (last["sampled_accuracy"], last["sampled_conciseness"], last["r_pareto"]) == (0.8, 0.2, 2)
+
+
+def test_directness(monkeypatch):
+    monkeypatch.setattr("rewards.OBJECTIVES", {})
+    directness = runpy.run_path(FOLDER / "train.py")["directness"]
+    assert [directness(text) for text in ("2", "Okay", "Wait")] == [1, 0, 0]
 
 
 def test_a_task_is_drawn_from_its_seed(tokenizer, monkeypatch):
