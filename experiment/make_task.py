@@ -3,11 +3,10 @@ Makes a task of the experiment, a model and a dataset, from a seed, by the recip
 
     OMP_NUM_THREADS=1 python experiment/make_task.py --seed 1 --output runs/tasks/1
 
-This takes 5 minutes on one core. The seed draws the problems (number and size of terms, differences or sums
-only), the styles of the demonstrations, and the limit on the length of a response. Settings are drawn again
-until demonstrations have the properties of DEMONSTRATIONS. The model continues from the embedded model, which
-knows the notation. A task whose initial model does not have the properties of START is dropped, and the
-command ends with exit code 1.
+This takes 5 minutes on one core. The seed draws the problems, the styles of the demonstrations, and the limit
+on the length of a response, until the demonstrations are as DEMONSTRATIONS requires. The model continues from
+the embedded model, which knows the notation. If it is not as START requires, the task is dropped, and the
+exit code is 1.
 """
 
 import argparse
@@ -24,8 +23,8 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tiny")]
 import make_tiny  # noqa: E402
+from run_study import read_metrics  # noqa: E402
 
-from compare import read_metrics  # noqa: E402
 from rewards import clarity  # noqa: E402
 
 # Bounds of the shares of demonstrations that are clear, and that are longer than the limit.
@@ -71,14 +70,14 @@ def apply_settings(settings: dict, limit: int):
 
 
 def demonstration_shares(limit: int, responses: list[str], lengths: list[int]) -> dict:
-    """The shares of demonstrations that are clear and not cut off, and that are cut off at the limit."""
+    """Returns the shares of demonstrations that are clear and not cut off, and that are cut off."""
     cut_off = [length > limit for length in lengths]
     clear = [clarity(response) and not cut for response, cut in zip(responses, cut_off)]
     return {"clarity": sum(clear) / len(clear), "cut_off": sum(cut_off) / len(cut_off)}
 
 
 def outside(values: dict, bounds: dict) -> list[str]:
-    """The names of the values that are not within their bounds."""
+    """Returns the names of the values that are not within their bounds."""
     return [name for name, (low, high) in bounds.items() if not low <= values[name] <= high]
 
 
@@ -98,7 +97,7 @@ def draw_task(seed: int, tokenizer) -> dict:
 
 
 def start_of(folder: Path, limit: int) -> dict:
-    """The performance of the initial model: greedy responses to the test split."""
+    """Returns the performance of the initial model: greedy responses to the test split."""
     with tempfile.TemporaryDirectory() as output:
         command = [sys.executable, ROOT / "grpo_dynw.py", "--steps", "0", "--output-dir", f"{output}/run"]
         command += ["--model", folder / "model", "--dataset", folder / "data", "--max-new-tokens", str(limit)]
@@ -111,9 +110,7 @@ def start_of(folder: Path, limit: int) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seed", type=int, required=True, help="seed of the task")
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder in which to write model/ and data/"
-    )
+    parser.add_argument("--output", type=Path, required=True, help="folder for model/ and data/")
     args = parser.parse_args()
     if args.output.exists():  # An interrupted run must not leave new data beside an old model.
         parser.error(f"--output: {args.output} exists")

@@ -1,17 +1,10 @@
 """
-Draws the tables and pictures of the experiment from experiment/eight_tasks.csv and experiment/results.csv.
+Writes the tables and pictures of the experiment from its CSV files: RESULTS.md, regrets.png, headline.png.
 
-    python experiment/report.py        writes experiment/RESULTS.md and pictures
-
-An evaluation is one row of the CSV. A run is all rows with the same task, algorithm, variant and seed. The
-area of a run is the area under the curve of its hypervolume so far over the steps, divided by the number of
-steps.
+    python experiment/report.py
 """
 
-import argparse
-import math
 import sys
-from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -20,393 +13,306 @@ import pandas
 from matplotlib.figure import Figure
 from scipy import stats
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "experiment")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from analysis import (  # noqa: E402
+    DEFAULTS,
+    DYNAMIC,
+    best_fixed,
+    comparisons,
+    measure_all,
+    read_evaluations,
+    regrets,
+    task_means,
+)
+from studies import ABLATIONS, EIGHT_TASKS, FOLDER, STUDIES  # noqa: E402
 
-import regret  # noqa: E402
-from regret import holm, markdown_table  # noqa: E402
+from hypervolume import pareto_front  # noqa: E402
 
-from compare import COLOURS, STYLE  # noqa: E402
-from hypervolume import hypervolume  # noqa: E402
-
-KEYS = ["task", "algorithm", "variant", "seed"]  # They identify a run.
-OBJECTIVES = ["accuracy", "conciseness", "clarity"]
-FIXED = ["accuracy-focused", "balanced", "efficiency-focused", "clarity-focused"]
-DYNAMIC = ["hypervolume", "gradient", "nash"]
-PALETTE = dict(zip(FIXED + DYNAMIC, [*COLOURS[:3], "0.5", *COLOURS[3:]]))
-TITLES = {"grpo": "GRPO", "rloo": "RLOO", "reinforce": "REINFORCE++"}
-ABLATION_STEPS = 60
-ABLATIONS = [  # variants
-    "balanced",
-    "balanced, each normalised",
-    "balanced, polynomial",
-    "hypervolume",
-    "hypervolume, r_pareto on the reward",
-    "hypervolume, scale 1",
-    "hypervolume, scale 2048",
-    "hypervolume, from the initial model",
-    "hypervolume, polynomial",
-    "gradient",
-    "gradient, clipped",
-    "gradient, mu / 10",
-    "gradient, mu x 10",
-    "gradient, all layers",
-    "gradient, last layer",
-    "gradient, each normalised",
-    "gradient, polynomial",
-    *(f"{variant}, learning rate 4e-5" for variant in FIXED + DYNAMIC),
-]
-MEASURES = {  # measure of a run: title of its column, format
-    "hv": ("hypervolume", "{:.3f}"),
-    "hv_last": ("of the last point", "{:.3f}"),
-    "area": ("area", "{:.3f}"),
-    "accuracy": ("accuracy", "{:.3f}"),
-    "length": ("length", "{:.1f}"),
-    "clarity": ("clarity", "{:.3f}"),
+MEASURES = {
+    "area": "area",
+    "sampled_area": "area, sampled",
+    "utility": "mean utility, last checkpoint",
+    "box": "hypervolume, last checkpoint",
 }
-ORIGIN = """\
-`python experiment/report.py` draws these tables and pictures from the CSV files. [README.md](README.md)
-explains them."""
+TITLES = {"less accuracy": "efficiency-focused"}  # as the paper calls these weights
+OLD_TASKS = ["embedded", "other"]  # Results of other runs on these tasks were known before the study.
+REFERENCE_POINTS = [-0.05, -0.1, -0.25]
+EARLIER_COLUMNS = [("embedded", "grpo"), ("embedded", "rloo"), ("embedded", "reinforce"), ("other", "grpo")]
+COLOURS = {"accuracy": "#CC79A7", "conciseness": "#E69F00", "clarity": "#56B4E9"}
+GREEN, GREY = "#009E73", "0.5"
+SHOWN = {  # in headline.png: title, colour
+    "balanced": ("balanced (fixed weights)", "#0072B2"),
+    "hypervolume": ("hypervolume-guided", "#D55E00"),
+    "gradient": ("gradient-based", GREEN),
+}
+STYLE = {"axes.grid": True, "grid.color": "0.92", "axes.spines.top": False, "axes.spines.right": False}
+
 INTRODUCTION = """\
-`experiment/experiment.py` writes [results.csv](results.csv).
+# Results
 
-- A number is the mean over seeds ± half the width of its 95% confidence interval.
-- Performance is that of greedy responses on the test split. Accuracy, length (in tokens) and clarity are
-  those of the last evaluation.
-- The hypervolume is that of all evaluations of a run, with reference point 0. "Of the last point" is the
-  hypervolume of the last evaluation alone.
-- The area is the mean over the steps of the hypervolume so far. It is the main measure.
-- Differences are those in area, paired by seed. p is that of a t-test, with Holm's correction over all
-  comparisons of a task. A difference is significant if this p is below 0.05.
-- Clarity-focused weights are a control that was added after the other runs had been seen."""
+`python experiment/report.py` writes this file and its pictures from the CSV files. [README.md](README.md)
+explains them.
 
+## Eight tasks
 
-# Measures and tests
+[PLAN.md](PLAN.md) defines the measures and the tests. A cell of the first two tables has the mean and the
+largest regret over the tasks. Less is better. The two weightings that were run on one task only are in the
+last table of this section. The plan calls efficiency-focused weights `less accuracy`.
 
+![Regret of each weighting on each task](regrets.png)"""
+COMPARISONS = """\
+Differences in mean regret {}. A negative difference is an advantage:"""
+EARLIER_TEXT = """\
+## Earlier runs
 
-def measure(run):
-    """The measures of one run, from a frame of its evaluations in order."""
-    points, steps = run[OBJECTIVES].to_numpy(), run["step"].to_numpy()
-    volumes = np.array([hypervolume(points[: i + 1], [0.0] * len(OBJECTIVES)) for i in range(len(points))])
-    return {
-        "hv": volumes[-1],
-        "hv_last": points[-1].prod(),
-        "area": np.trapezoid(volumes, steps) / steps[-1],
-        "accuracy": points[-1, 0],
-        "length": run["length"].to_numpy()[-1],
-        "clarity": points[-1, 2],
-        "weights": run[[f"w_{name}" for name in OBJECTIVES]].to_numpy()[-1],
-        "r_pareto": run["r_pareto"].to_numpy()[1:].mean(),
-        "volumes": volumes,
-        "steps": steps,
-    }
-
-
-def measure_all(evaluations):
-    """A frame with one row for each run: keys and measures."""
-    groups = evaluations.groupby(KEYS, sort=False)
-    return pandas.DataFrame({**dict(zip(KEYS, key)), **measure(run)} for key, run in groups)
-
-
-def comparable_evaluations(evaluations):
-    """
-    The evaluations on which weightings are compared.
-
-    These are those of the main study and the control, at the steps that all runs of a task and algorithm
-    have. Seeds 1 to 3 of the embedded task are left out, because Nash weighting was developed on them.
-    """
-    main = evaluations[evaluations["variant"].isin(FIXED + DYNAMIC)]
-    main = main[(main["task"] != "embedded") | (main["seed"] >= 4)]
-    num_runs = (main["step"] == 0).groupby([main["task"], main["algorithm"]]).transform("sum")
-    return main[main.groupby(["task", "algorithm", "step"])["seed"].transform("size") == num_runs]
-
-
-def interval(values, pattern="{:.3f}"):
-    """Mean ± half the width of its 95% confidence interval (Student's t). One value is shown alone."""
-    if len(values) == 1:
-        return pattern.format(*values)
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{pattern.format(np.mean(values))} ± {pattern.format(half)}"
-
-
-def select_variants(runs, variants):
-    """The runs of the given variants, in the order of `variants`."""
-    return pandas.concat([runs[runs["variant"] == variant] for variant in variants])
+Mean areas over five seeds, from [results.csv](results.csv), ± half the width of the 95% confidence interval.
+The last column has the mean weight of conciseness divided by that of accuracy, in steps 30 to 60 of the runs
+of the first column."""
+ABLATIONS_TEXT = """\
+Ablations, with GRPO on the embedded task. Numbers are means of three seeds after 60 steps. Their differences
+were not tested."""
 
 
 # Tables
 
 
-def main_table(runs):
-    """One row for each algorithm and variant, with all measures."""
-    rows = [["algorithm", "weighting", "seeds", *(title for title, _ in MEASURES.values())]]
-    for (algorithm, variant), seeds in runs.groupby(["algorithm", "variant"], sort=False):
-        cells = [interval(seeds[name].to_numpy(), pattern) for name, (_, pattern) in MEASURES.items()]
-        rows.append([TITLES[algorithm], variant, len(seeds), *cells])
+def markdown_table(rows):
+    """Returns rows of cells as a Markdown table. The first row has the titles."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def number(x):
+    """Returns a number with three decimals, without a sign if it is rounded to 0."""
+    return f"{round(x, 3) + 0.0:.3f}"
+
+
+def title(weighting, regret):
+    """Returns the name of a weighting in tables, with the number of its tasks if it was not run on all."""
+    name, count = TITLES.get(weighting, weighting), regret[weighting].notna().sum()
+    return name if count == len(regret) else f"{name}, {count} of {len(regret)} tasks"
+
+
+def ordered(regret):
+    """Returns the weightings, sorted by mean regret. Those that were not run on all tasks come last."""
+    means, is_partial = regret.mean(), regret.isna().any()
+    return sorted(regret, key=lambda name: (is_partial[name], means[name]))
+
+
+def on_most_tasks(regret):
+    """Returns the regrets of the weightings that were run on most of the tasks."""
+    return regret.loc[:, regret.notna().mean() > 0.5]
+
+
+def summary_table(runs):
+    """Returns a table of the mean and the largest regret of weightings, in the four measures."""
+    regret = {measure: on_most_tasks(regrets(runs, measure)) for measure in MEASURES}
+    rows = [["weighting", *MEASURES.values()]]
+    for name in ordered(regret["area"]):
+        cells = [f"{number(r[name].mean())}, {number(r[name].max())}" for r in regret.values()]
+        rows.append([title(name, regret["area"]), *cells])
     return markdown_table(rows)
 
 
-def ablation_table(runs):
-    """One row for each variant, with its final weights and mean r_pareto."""
-    names = ["hv", "hv_last", "area", "accuracy", "length"]
-    rows = [["weighting", *(MEASURES[name][0] for name in names), "weights at the end", "mean r_pareto"]]
-    for variant, seeds in runs.groupby("variant", sort=False):
-        cells = [interval(seeds[name].to_numpy(), MEASURES[name][1]) for name in names]
-        weights = " ".join(f"{w:.2f}" for w in np.mean(np.stack(seeds["weights"]), axis=0))
-        rows.append([variant, *cells, weights, f"{seeds['r_pareto'].mean():.2f}"])
+def comparison_table(runs, measure):
+    """Returns a table of the comparisons of PLAN.md in a measure."""
+    regret = regrets(runs, measure)
+    rows = [["weighting", "against", "difference", f"ahead, of {len(regret)}", "p", "p, Holm", "p, t-test"]]
+    for default in [*DEFAULTS, None]:
+        against = TITLES.get(default, default or "best fixed weights")
+        for name, test in comparisons(regret, default).iterrows():
+            cells = [number(test["difference"]), f"{test['ahead']:.0f}"]
+            rows.append([name, against, *cells, *(f"{test[p]:.2g}" for p in ("p", "p_holm", "p_t"))])
     return markdown_table(rows)
 
 
-def comparisons(runs):
-    """
-    The area of each dynamic weighting minus that of each fixed one, paired by seed.
-
-    Returns a dictionary. Its keys are (algorithm, weighting, fixed weighting). Its values are the
-    differences (seeds,), and the p-value of their t-test with Holm's correction over all pairs.
-    """
-    pairs = {}
-    for algorithm, group in runs.groupby("algorithm", sort=False):
-        areas = group.pivot(index="seed", columns="variant", values="area")
-        for variant, fixed in ((v, f) for v in DYNAMIC for f in FIXED if {v, f} <= set(areas)):
-            differences = (areas[variant] - areas[fixed]).dropna().to_numpy()
-            if len(differences) > 1:
-                pairs[algorithm, variant, fixed] = differences
-    p_values = holm([stats.ttest_1samp(differences, 0).pvalue for differences in pairs.values()])
-    return {key: (differences, p) for (key, differences), p in zip(pairs.items(), p_values)}
+def sampled_sentence(runs):
+    """Returns a sentence on comparisons by the area of sampled responses, which PLAN.md does not test."""
+    tests = comparisons(regrets(runs, "sampled_area"), "balanced").iterrows()
+    numbers = [f"{number(test['difference'])} ({name}, p = {test['p']:.2g})" for name, test in tests]
+    return (
+        "By the area of sampled responses, which the plan does not test, mean regrets minus that of balanced "
+        f"weights are {', '.join(numbers)}, without a correction of p."
+    )
 
 
-def comparison_table(runs):
-    """One row for each algorithm and dynamic weighting, one column for each fixed one. None without pairs."""
-    pairs = comparisons(runs)
-    if not pairs:
-        return None
-    columns = [fixed for fixed in FIXED if any(key[2] == fixed for key in pairs)]
-    rows = [["algorithm", "weighting", *(f"minus {fixed}" for fixed in columns)]]
-    for algorithm, variant in dict.fromkeys(key[:2] for key in pairs):
-        cells = [pairs.get((algorithm, variant, fixed)) for fixed in columns]
-        cells = [f"{interval(cell[0])} (p {cell[1]:.2g})" if cell else "" for cell in cells]
-        rows.append([TITLES[algorithm], variant, *cells])
+def task_table(runs):
+    """Returns a table of the best fixed weights of each task, their area, and all regrets by area."""
+    regret, best, means = regrets(runs, "area"), best_fixed(runs, "area"), task_means(runs, "area")
+    names = ordered(regret)
+    rows = [["task", "best fixed weights", "their area", *(TITLES.get(name, name) for name in names)]]
+    for task in regret.index:
+        cells = ["" if np.isnan(x) else number(x) for x in regret.loc[task, names]]
+        rows.append([task, TITLES.get(best[task], best[task]), number(means.loc[task, best[task]]), *cells])
+    return markdown_table(rows)
+
+
+def reference_sentence(evaluations):
+    """Returns a sentence on the regrets by area with other reference points of the hypervolume."""
+    orders, verdicts = [], []
+    for reference in [0.0, *REFERENCE_POINTS]:
+        regret = regrets(measure_all(evaluations, reference), "area")
+        tests = [comparisons(regret, default) for default in [*DEFAULTS, None]]
+        orders.append(ordered(regret.dropna(axis="columns")))
+        verdicts.append([p < 0.05 for table in tests for p in table["p_holm"]])
+
+    order = "the same" if all(names == orders[0] for names in orders) else "not the same"
+    verdict = "the same" if all(flags == verdicts[0] for flags in verdicts) else "not the same"
+    points = ", ".join(f"{reference:g}" for reference in REFERENCE_POINTS)
+    return (
+        f"With the reference points {points} instead of 0, the order by area of the {len(orders[0])} "
+        f"weightings that were run on all tasks is {order}, and the significant comparisons are {verdict}."
+    )
+
+
+# Earlier runs
+
+
+def interval(values):
+    """Returns the mean ± half the width of its 95% confidence interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.3f} ± {half:.3f}"
+
+
+def earlier_table(evaluations):
+    """Returns a table of mean areas. The last column compares weights."""
+    runs = measure_all(evaluations)
+    areas = runs.groupby(["task", "algorithm", "weighting"])["area"].agg(["mean", interval])
+    middle = evaluations[evaluations["step"].between(30, 60)]
+    weights = middle.groupby(["task", "algorithm", "weighting"])[["w_accuracy", "w_conciseness"]].mean()
+
+    rows = [["weighting", *(", ".join(column) for column in EARLIER_COLUMNS), "conciseness / accuracy"]]
+    for name in areas.loc["embedded", "grpo"].sort_values("mean", ascending=False).index:
+        keys = [(*column, name) for column in EARLIER_COLUMNS]
+        cells = [areas.loc[key, "interval"] if key in areas.index else "" for key in keys]
+        w_accuracy, w_conciseness = weights.loc[keys[0]]
+        rows.append([name, *cells, f"{w_conciseness / w_accuracy:.2f}"])
+    return markdown_table(rows)
+
+
+def ablation_table(evaluations):
+    """Returns a table of the ablations, in the order of studies.py."""
+    volumes = measure_all(evaluations).groupby("weighting")["hypervolume"].mean()
+    last = evaluations[evaluations["step"] == evaluations["step"].max()].groupby("weighting")
+    last = last[["accuracy", *(f"w_{name}" for name in COLOURS)]].mean()
+    r_pareto = evaluations[evaluations["step"] > 0].groupby("weighting")["r_pareto"].mean()
+
+    rows = [["weighting", "hypervolume", "accuracy", "weights at the end", "mean r_pareto"]]
+    for name in ABLATIONS:
+        accuracy, *weights = last.loc[name]
+        cells = [number(volumes[name]), number(accuracy), " ".join(f"{w:.2f}" for w in weights)]
+        rows.append([name, *cells, f"{r_pareto[name]:.2f}"])
     return markdown_table(rows)
 
 
 # Pictures
 
 
-def plot_band(axes, x, values, colour, label, **style):
-    """Plots the mean over seeds of values (seeds, N), and one standard deviation above and below it."""
-    mean, deviation = values.mean(0), values.std(0, ddof=int(len(values) > 1))
-    axes.plot(x, mean, color=colour, label=label, **style)
-    axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+def draw_regrets(runs):
+    """Draws the regrets by area of the weightings that were run on most tasks, and their means."""
+    regret = on_most_tasks(regrets(runs, "area"))
+    names = sorted(regret, key=lambda name: -regret[name].mean())
+    figure = Figure(figsize=(8, 0.4 * len(names) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="0.6", linewidth=1)
+    dot = {"marker": "o", "linestyle": "none", "alpha": 0.5, "markeredgewidth": 0}
+    diamond = {"marker": "D", "linestyle": "none", "markersize": 9, "markeredgecolor": "black"}
+    for y, name in enumerate(names):
+        colour = GREEN if name in DYNAMIC else GREY
+        axes.plot(regret[name], [y] * len(regret), color=colour, **dot)
+        axes.plot(regret[name].mean(), y, color=colour, **diamond)
 
-
-def by_seed(evaluations, column):
-    """A column of evaluations as an array (seeds, N)."""
-    return evaluations.pivot(index="seed", columns="step", values=column).to_numpy()
-
-
-def best_attained(points, x):
-    """For each value in `x`, the largest y of points (N, 2) with at least this x, or nan if there is none."""
-    return np.array([max(points[points[:, 0] >= value, 1], default=np.nan) for value in x])
-
-
-def variants_in(frame):
-    """The variants of the main study and the control that a frame contains, in their usual order."""
-    return [variant for variant in FIXED + DYNAMIC if variant in set(frame["variant"])]
-
-
-def line_styles(variants):
-    """(variant, colour, line style) of each variant. Fixed weights are dashed."""
-    return [(variant, PALETTE[variant], "--" if variant in FIXED else "-") for variant in variants]
-
-
-def add_legend(figure, ncols):
-    """Adds one legend for all panels, below them."""
-    handles = {}
-    for axes in figure.axes:
-        handles.update(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=ncols)
-
-
-def draw_volumes(runs, variants):
-    """Hypervolume so far over the steps, one panel for each task and algorithm."""
-    panels = list(runs.groupby(["task", "algorithm"], sort=False))
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(5 * columns, 3.7 * rows), layout="constrained")
-    for i, ((task, algorithm), panel_runs) in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, i)
-        for variant, colour, style in line_styles(variants):
-            seeds = panel_runs[panel_runs["variant"] == variant]
-            if len(seeds):
-                plot_band(
-                    axes, seeds["steps"].iloc[0], np.stack(seeds["volumes"]), colour, variant, linestyle=style
-                )
-        axes.set(title=f"{TITLES[algorithm]}, task: {task}", xlabel="step", ylabel="hypervolume so far")
-        axes.set_ylim(bottom=0)
-    add_legend(figure, 3 if columns > 1 else 2)
+    axes.set_yticks(range(len(names)), [title(name, regret) for name in names])
+    axes.set_xlabel("regret by area (less is better)")
+    axes.plot([], [], color=GREEN, **diamond, label="dynamic weighting, mean")
+    axes.plot([], [], color=GREY, **diamond, label="fixed weights, mean")
+    axes.plot([], [], color=GREY, **dot, label="one task")
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
-def draw_fronts(evaluations, algorithms, variants):
-    """Mean Pareto fronts in each pair of objectives, where all seeds have a front. Rows: algorithms."""
-    figure = Figure(figsize=(13, 3.8 * len(algorithms)), layout="constrained")
-    for panels, algorithm in zip(figure.subplots(len(algorithms), 3, squeeze=False), algorithms):
-        subset = evaluations[evaluations["algorithm"] == algorithm]
-        start = subset[subset["step"] == 0].iloc[0]
-        limit = start["length"] / (1 - start["conciseness"])
-        for axes, pair in zip(panels, combinations(OBJECTIVES, 2)):
-            x_name, y_name = sorted(pair, key=["conciseness", "clarity", "accuracy"].index)
-            is_length = x_name == "conciseness"
-            grid = np.linspace(subset[x_name].min(), subset[x_name].max(), 200)
-            for variant, colour, style in line_styles(variants):
-                seeds = subset[subset["variant"] == variant].groupby("seed")
-                if len(seeds):
-                    fronts = [best_attained(run[[x_name, y_name]].to_numpy(), grid) for _, run in seeds]
-                    x = limit * (1 - grid) if is_length else grid
-                    plot_band(axes, x, np.stack(fronts), colour, variant, linestyle=style)
-            x = start["length" if is_length else x_name]
-            axes.plot(
-                x, start[y_name], "*", color="black", linestyle="none", markersize=14, label="initial model"
-            )
-            axes.set(title=TITLES[algorithm], xlabel="length (tokens)" if is_length else x_name)
-            axes.set(ylabel=y_name, ylim=(subset[y_name].min() - 0.05, 1.02))
-            axes.xaxis.set_inverted(is_length)
-    add_legend(figure, 4)
-    return figure
+def draw_lines(axes, run, prefix, label):
+    """Draws a column of each objective over the steps, with its name at the end. Weights begin equal."""
+    columns = {name: run[prefix + name].fillna(1 / len(COLOURS)).to_numpy() for name in COLOURS}
+    end, height = run["step"].max(), -1.0
+    for name, values in sorted(columns.items(), key=lambda item: item[1][-1]):
+        axes.plot(run["step"], values, color=COLOURS[name], linewidth=2.5)
+        height = max(values[-1], height + 0.07)  # Names must not overlap.
+        axes.annotate(f" {name}", (end, height), color=COLOURS[name], va="center", annotation_clip=False)
+    axes.set(title=label, xlabel="step", ylim=(0, 1.05), xticks=range(0, end + 1, 30))
 
 
-def draw_weights(evaluations, algorithms):
-    """Weights (gradient-based and Nash weighting) and meta reward over the steps. Columns: algorithms."""
-    figure = Figure(figsize=(4.6 * len(algorithms), 9), layout="constrained")
-    for panels, algorithm in zip(figure.subplots(3, len(algorithms), squeeze=False).T, algorithms):
-        subset = evaluations[(evaluations["algorithm"] == algorithm) & (evaluations["step"] > 0)]
-        for axes, variant in zip(panels, ("gradient", "nash")):
-            seeds = subset[subset["variant"] == variant]
-            for name, colour in zip(OBJECTIVES, COLOURS[3:]):
-                if len(seeds):
-                    plot_band(axes, seeds["step"].unique(), by_seed(seeds, f"w_{name}"), colour, name)
-            axes.set(title=f"{TITLES[algorithm]}: weights, {variant}", ylim=(0, 1), xlabel="step")
-        seeds = subset[subset["variant"] == "hypervolume"]
-        if len(seeds):
-            plot_band(
-                panels[2], seeds["step"].unique(), by_seed(seeds, "r_pareto"), "black", "meta reward r_pareto"
-            )
-        panels[2].set(title=f"{TITLES[algorithm]}: r_pareto, hypervolume", ylim=(0.3, 2.1), xlabel="step")
-    add_legend(figure, min(4, 2 * len(algorithms)))
+def draw_fronts(axes, runs):
+    """Draws the points of each run that no other of its points dominates. runs: {weighting: evaluations}."""
+    for weighting, run in runs.items():
+        points = run[list(COLOURS)].to_numpy()
+        accuracy, conciseness, clarity = points[pareto_front(points)].T
+        label, colour = SHOWN[weighting]
+        style = {"linestyle": "none", "marker": "o", "markersize": 8, "color": colour}
+        axes.plot(conciseness[clarity > 0.9], accuracy[clarity > 0.9], **style, label=label)
+        axes.plot(conciseness[clarity <= 0.9], accuracy[clarity <= 0.9], **style, fillstyle="none")
+    axes.plot([], [], "o", color=GREY, markersize=8, fillstyle="none", label="clarity below 0.9")
+    axes.plot(points[0, 1], points[0, 0], "k*", markersize=14, label="initial model")
+    axes.set(title="Three weightings: Pareto fronts", xlabel="conciseness (1 - length / limit)")
+    axes.set(ylabel="accuracy", ylim=(0.2, 1.0))
+    axes.legend(loc="lower left")
+
+
+def draw_headline(evaluations):
+    """Draws a run with gradient-based weighting, and the fronts of three weightings, with the same seed."""
+    is_shown = (evaluations["algorithm"] == "grpo") & (evaluations["seed"] == 4)
+    by_weighting = evaluations[is_shown].groupby("weighting")
+    runs = {name: by_weighting.get_group(name) for name in SHOWN}
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    left, middle, right = figure.subplots(1, 3)
+    draw_lines(left, runs["gradient"], "w_", "Gradient-based weighting: weights")
+    draw_lines(middle, runs["gradient"], "", "The same run: performance on the test split")
+    draw_fronts(right, runs)
     return figure
 
 
 # The report
 
 
-def read_csv(path, columns):
-    """The evaluations in a CSV file. ValueError if it lacks one of the columns, or has text in one."""
-    try:
-        evaluations = pandas.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
-    for name in columns:
-        if name not in evaluations or not pandas.api.types.is_numeric_dtype(evaluations[name]):
-            raise ValueError(f"{path}: column {name} is missing or has cells that are no numbers")
-    return evaluations
-
-
-def read_study(path):
-    """The evaluations of the study over eight tasks. None, with a message, if they are not complete."""
-    study = read_csv(path, ["seed", "step", *regret.OBJECTIVES]) if path.exists() else None
-    if study is not None and (problem := regret.incomplete(study)):
-        print(f"{path.name} has {problem}, so its tables are left out")
-        return None
-    return study
-
-
-def ablation_section(runs):
-    """The section on the ablations, as a list of Markdown parts. `runs` end at step ABLATION_STEPS."""
-    runs = select_variants(runs, ABLATIONS)
-    if not runs["variant"].str.contains(",").any():  # only variants of the main study
-        return []
-    title = f"### Ablations: GRPO, the first {ABLATION_STEPS} steps, seeds 1 to 3"
-    return [title, ablation_table(runs)]
-
-
-def learning_rate_section(runs):
-    """The section on the choice of the learning rate, as a list of Markdown parts."""
-    runs = runs[(runs["seed"] == 0) & runs["variant"].str.contains("learning rate")]
-    if runs.empty:
-        return []
-    best = runs.loc[runs.groupby("algorithm", sort=False)["hv"].idxmax()]
-    best = "; ".join(f"{TITLES[run['algorithm']]}: {run['variant']}" for _, run in best.iterrows())
-    title = "### The learning rate, chosen on balanced weights, seed 0"
-    return [title, f"The largest final hypervolume belongs to {best}.", main_table(runs)]
-
-
-def report(evaluations, figures, study=None):
-    """
-    All tables as Markdown. figures: pairs (file name, caption). The first is that of the hypervolumes. study:
-    the evaluations of the study over eight tasks, if it is complete.
-    """
-    runs = measure_all(evaluations)
-    short_runs = measure_all(evaluations[evaluations["step"] <= ABLATION_STEPS])
-    comparable = measure_all(comparable_evaluations(evaluations))
-    parts = ["# Results", ORIGIN, *(regret.section(study) if study is not None else [])]
-    parts += ["## The runs in results.csv", INTRODUCTION]
-    parts += [f"![{caption}]({name})" for name, caption in figures[:1]]
-    for task, task_runs in runs.groupby("task", sort=False):
-        parts.append(f"## Task: {task}")
-        groups = comparable[comparable["task"] == task].groupby("algorithm", sort=False)
-        if len(groups):
-            main = pandas.concat([select_variants(group, FIXED + DYNAMIC) for _, group in groups])
-            num_steps = sorted({str(steps[-1]) for steps in main["steps"]})
-            parts += [f"After {' or '.join(num_steps)} steps:", main_table(main)]
-            parts += filter(None, [comparison_table(main)])
-            parts += [
-                f"![{caption}]({name})"
-                for name, caption in figures[1:]
-                if name.startswith(f"experiment-{task}-")
-            ]
-        early = short_runs[(short_runs["task"] == task) & (short_runs["algorithm"] == "grpo")]
-        parts += ablation_section(early[early["seed"].between(1, 3)])
-        parts += learning_rate_section(task_runs)
+def report(study, earlier, ablations):
+    """Returns RESULTS.md. earlier: the evaluations of each of the studies with five seeds."""
+    runs = measure_all(study)
+    parts = [
+        INTRODUCTION,
+        "Mean and largest regret over the tasks:",
+        summary_table(runs),
+        "The same over the six new tasks:",
+        summary_table(runs[~runs["task"].isin(OLD_TASKS)]),
+        COMPARISONS.format("by area"),
+        comparison_table(runs, "area"),
+        COMPARISONS.format("by the hypervolume of the last checkpoint"),
+        comparison_table(runs, "box"),
+        sampled_sentence(runs),
+        reference_sentence(study),
+        "Regret by area on each task:",
+        task_table(runs),
+        EARLIER_TEXT,
+        earlier_table(pandas.concat(earlier)),
+        ABLATIONS_TEXT,
+        ablation_table(ablations),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
 @matplotlib.rc_context(STYLE)
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--results", type=Path, default=ROOT / "experiment/results.csv", help="the CSV")
-    parser.add_argument(
-        "--output", type=Path, default=ROOT / "experiment", help="folder for tables and pictures"
-    )
-    args = parser.parse_args()
     try:
-        evaluations = read_csv(args.results, ["seed", "step", "length", *OBJECTIVES])
-        study = read_study(args.results.with_name("eight_tasks.csv"))
-        args.output.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    if evaluations.empty or evaluations[["seed", "step", "length", *OBJECTIVES]].isna().any(axis=None):
-        parser.error(f"{args.results}: no runs, or empty cells")
+        study = read_evaluations(EIGHT_TASKS)
+        earlier = [read_evaluations(STUDIES[name]) for name in ("algorithms", "control", "other-task")]
+        ablations = read_evaluations(STUDIES["ablations"])
+    except ValueError as error:
+        print(f"report.py: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
-    comparable = comparable_evaluations(evaluations)
-    figures = []  # (file name, caption, figure)
-    if len(comparable):
-        figure = draw_volumes(measure_all(comparable), variants_in(comparable))
-        figures.append(("experiment-volumes.png", "Hypervolume over the steps", figure))
-    for task, subset in comparable.groupby("task", sort=False):
-        algorithms = list(subset["algorithm"].unique())
-        figure = draw_fronts(subset, algorithms, variants_in(subset))
-        figures.append((f"experiment-{task}-fronts.png", "Pareto fronts, means over seeds", figure))
-        figure = draw_weights(subset, algorithms)
-        figures.append((f"experiment-{task}-weights.png", "Weights and meta reward over the steps", figure))
-    if study is not None:
-        figure = regret.draw_regrets(regret.measure_all(study), PALETTE)
-        figure.savefig(args.output / "regrets.png", dpi=120)
-    for name, _, figure in figures:
-        figure.savefig(args.output / name, dpi=120)
-    (args.output / "RESULTS.md").write_text(
-        report(evaluations, [(name, caption) for name, caption, _ in figures], study)
-    )
-    print(f"{evaluations.groupby(KEYS).ngroups} runs: {args.output / 'RESULTS.md'}")
+    (FOLDER / "RESULTS.md").write_text(report(study, earlier, ablations))
+    draw_regrets(measure_all(study)).savefig(FOLDER / "regrets.png", dpi=120)
+    draw_headline(earlier[0]).savefig(FOLDER / "headline.png", dpi=120)
 
 
 if __name__ == "__main__":
