@@ -49,8 +49,6 @@ ABLATIONS = {
     "gradient, mu x 10": "--weighting gradient --mu 2e-3",
     "gradient, all layers": "--weighting gradient --probe-layers 0 1",
     "gradient, last layer": "--weighting gradient --probe-layers 0.75 1",
-    "balanced, each normalised": "--normalize each",
-    "gradient, each normalised": "--weighting gradient --normalize each",
 }
 
 
