@@ -453,7 +453,7 @@ def main():
         reference = load_model(args)[0].requires_grad_(False)
         # --- end ---
     with input_errors("--dataset"):
-        options = args.max_prompt_tokens, args.prompt_suffix, True, args.max_eval_problems, names
+        options = args.max_prompt_tokens, args.prompt_suffix, args.max_eval_problems, names
         data = rewards.read_problems(args.dataset, ["train", "validation", "test"], tokenizer, *options)
     optimizer = torch.optim.AdamW(policy.parameters())
     w0 = torch.tensor(args.weights, dtype=torch.float64)

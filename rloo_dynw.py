@@ -441,7 +441,7 @@ def main():
         policy, tokenizer = load_model(args)
         actor, _ = load_model(args, is_actor=True)
     with input_errors("--dataset"):
-        options = args.max_prompt_tokens, args.prompt_suffix, True, args.max_eval_problems, names
+        options = args.max_prompt_tokens, args.prompt_suffix, args.max_eval_problems, names
         data = rewards.read_problems(args.dataset, ["train", "validation", "test"], tokenizer, *options)
     optimizer = torch.optim.AdamW(policy.parameters())
     w0 = torch.tensor(args.weights, dtype=torch.float64)
