@@ -79,7 +79,6 @@ def draw_panel(axes, runs, pair):
         axes.scatter(*points[run["steps"] == 0].T, color="black", marker="*", s=200, zorder=3)
     if len(runs) == 1:
         steps = run["steps"][run["front"]]
-        axes.autoscale_view()
         cells = (7 * axes.transLimits.transform(front)).astype(int)
         for i in np.unique(cells, axis=0, return_index=True)[1]:  # Near texts would overlap.
             axes.annotate(steps[i], front[i], xytext=(0, 7), textcoords="offset points", ha="center")

@@ -1,4 +1,4 @@
-"""Protects compare.py: runs are read rightly, and tables and pictures show what the runs measured."""
+"""Protects compare.py: it reads runs rightly, and tables and pictures show what they measured."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def evaluation(step, *point, names=NAMES):
     return line | {f"eval/performance/{name}": x for name, x in zip(names, point)}
 
 
-POINTS = [[0.1, 0.1, 0.1], [0.5, 0.5, 0.5], [0.4, 0.8, 0.5]]
+POINTS = [[0.51, 0.51, 0.51], [0.53, 0.53, 0.53], [0.52, 0.54, 0.53]]
 RUN = [evaluation(2 * i, *point) for i, point in enumerate(POINTS)]
 
 
@@ -37,7 +37,7 @@ def write_run(folder, metrics=RUN, **changes):
 
 
 def grid_run(folder, seed, K):
-    """Writes and reads a run of nine evaluations on a grid, so that some points are equal."""
+    """Writes and reads a run of nine evaluations on a grid, some of them equal."""
     names = [f"objective-{k}" for k in range(K)]
     points = np.random.default_rng(seed).integers(1, 6, (9, K)) / 10
     lines = [evaluation(5 * i, *point, names=names) for i, point in enumerate(points.tolist())]
@@ -63,7 +63,7 @@ def test_evaluations_with_null_are_left_out(tmp_path):
 
 
 def grid_volume(points):
-    """The hypervolume of points on a grid of 0.1, from the number of cells that a point dominates."""
+    """The hypervolume of points on a grid of 0.1, from the number of dominated cells."""
     corners = np.rint(10 * np.array(points))
     cells = itertools.product(range(10), repeat=corners.shape[1])
     return sum((corners > cell).all(axis=1).any() for cell in cells) / 10 ** corners.shape[1]
@@ -92,10 +92,10 @@ WEIGHTINGS = {"fixed": [], "gradient": [0.5, 0.2], "nash": [0.5, 0.2], "hypervol
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_results_of_a_weighting(tmp_path, weighting):
-    """Quartiles are those of 0.8, 0.6 and 1, because step 1 has no hypervolume contribution to use."""
+    """Quartiles are those of 0.8, 0.6 and 1, because step 1 has no contribution to use."""
     settings = {"weighting": weighting, "objectives": NAMES[:2]}
-    weights = {"weights/accuracy": 0.5, "weights/conciseness": 0.2}
-    steps = [weights | {"step": i, "r_pareto": x} for i, x in enumerate([5.0, 0.8, 0.6, 1.0], 1)]
+    steps = [{"step": i, "r_pareto": x} for i, x in enumerate([5.0, 0.8, 0.6, 1.0], 1)]
+    steps[-1] |= {"weights/accuracy": 0.5, "weights/conciseness": 0.2}
     folder = write_run(tmp_path, [RUN[0], *steps], **settings)
     words = compare.summary(folder).removeprefix(compare.before_and_after(folder)).split()
     assert [float(word.strip("[],")) for word in words if "0." in word] == WEIGHTINGS[weighting]
@@ -134,11 +134,12 @@ def test_legend_and_panels(tmp_path, figures, number, K):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [run["name"] for run in runs]
     assert len(panels) == K * (K - 1) / 2 and min(panel.height for panel in panels) > 2 * figure.dpi
     assert not any(legend.overlaps(panel) for panel in panels)
-    assert any(axes.texts for axes in figure.axes) == (number == 1)  # steps of a single run
+    assert any(axes.texts for axes in figure.axes) == (number == 1)
 
-    # The picture holds the legend, whose texts scale only roughly, and the colour of each run.
+    # The picture holds the legend, whose texts scale only roughly, and all colours.
     picture = image.imread(tmp_path / "x.png")[..., :3]
     assert picture.shape[0] / 150 > 0.98 * legend.y1 / figure.dpi
+    assert {line.get_color() for line in figure.axes[0].lines} == {*compare.COLOURS[:number]}
     for colour in compare.COLOURS[:number]:
         assert (abs(picture - colors.to_rgb(colour)).max(axis=2) < 0.01).sum() > 50
 
@@ -150,11 +151,12 @@ def test_fronts(tmp_path, figures):
     path, corners = [line.get_xydata().tolist() for line in first.lines]
     front, start = [marks.get_offsets().tolist() for marks in first.collections]
     assert (first.get_xlabel(), first.get_ylabel()) == ("conciseness", "accuracy")
-    assert path == [[0.1, 0.1], [0.5, 0.5], [0.8, 0.4]]
+    assert path == [[0.51, 0.51], [0.53, 0.53], [0.54, 0.52]]
     assert front == corners == path[1:] and start == path[:1]
+    assert first.lines[1].get_drawstyle() == "steps-pre"  # down, then right
     # Both points are on the front of all objectives, one is on that of clarity and accuracy.
     assert len(second.collections[0].get_offsets()) == 2 and len(second.lines[1].get_xydata()) == 1
-    assert [(text.get_text(), *text.xy) for text in first.texts] == [("2", 0.5, 0.5), ("4", 0.8, 0.4)]
+    assert [(text.get_text(), *text.xy) for text in first.texts] == [("2", 0.53, 0.53), ("4", 0.54, 0.52)]
 
 
 @pytest.mark.parametrize("weighting, key", [("gradient", "influence/clarity"), ("hypervolume", "r_pareto")])
@@ -162,7 +164,7 @@ def test_curves_show_the_metrics(tmp_path, figures, weighting, key):
     lines = [*RUN, {"step": 5, "weights/clarity": None, key: 0.7}, {"step": 6, "weights/clarity": 0.2}]
     compare.plot_curves(compare.read_run(write_run(tmp_path, lines, weighting=weighting)), tmp_path / "x.png")
     curves = [axes.lines[-1].get_xydata().tolist() for axes in figures[0].axes if axes.lines]
-    assert curves[0] == [[0, 0.1], [2, 0.5], [4, 0.5]] and curves[-2:] == [[[6, 0.2]], [[5, 0.7]]]
+    assert curves[0] == [[0, 0.51], [2, 0.53], [4, 0.53]] and curves[-2:] == [[[6, 0.2]], [[5, 0.7]]]
 
 
 def test_names_are_no_formulas(tmp_path, figures):
