@@ -14,7 +14,7 @@ The policy maximizes w . r_vec, the weighted sum of a response's K rewards. --we
     gradient     w_k <- w_k exp(lr I_k / mu) / Z before each step's policy updates. The influence
                  I_k = <g_k, sum_j g_j> compares the objectives' policy gradients g_k (Alg. 2).
     nash         w_k = w0_k / p_k / Z, where w0 are the initial weights and p is the mean performance of the
-                 step's responses. This is ours, not the paper's.
+                 step's responses. Ours, not the paper's.
 
 Z normalizes w. A performance is a mean reward, except that of conciseness: 1 - length / limit.
 
@@ -54,7 +54,6 @@ ALGORITHM, MIN_GENERATIONS = "rloo", 2  # RLOO compares the responses to a probl
 TINY = Path(__file__).parent / "tiny"  # the embedded model and data
 SHARDED = "WORLD_SIZE" in os.environ  # under torchrun
 RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-ORIGIN = f"{ALGORITHM} with {WORLD} processes"
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -69,9 +68,9 @@ def make_parser():
     flag("weighting", "fixed", "rule for w", ["fixed", "hypervolume", "gradient", "nash"])
     flag("objectives", objectives, "names in rewards.py", rewards.OBJECTIVES, nargs="+", type=str)
     flag("weights", None, "initial w; None: equal", nargs="+", type=float)
-    flag("mu", None, "step size of w is lr / mu; None: mu = 10 lr", type=float)
+    flag("mu", None, "w's step is lr / mu; None: 10 x initial lr", type=float)
     flag("influence-scale", "unit", "scale or clip g_k to norm 1", ["unit", "clip"])
-    flag("probe-layers", [0.25, 0.75], "first and end layer of g_k / depth", nargs=2, type=float)
+    flag("probe-layers", [0.25, 0.75], "part of the depth for g_k", nargs=2, type=float)
     flag("meta-reward-on", "advantage", "what r_pareto multiplies", ["advantage", "reward"])
     flag("hv-scale", 100.0, "factor on delta_hv in Eq. (1)")
     flag("hv-reference", "worst", "0, or the initial point", ["worst", "initial"])
@@ -99,22 +98,22 @@ def make_parser():
     flag("checkpoint-every", 0, "steps between checkpoints; 0: none")
     flag("save-every", 0, "steps between models; 0: only the last")
     flag("output-dir", None, "None: a new folder in runs")
-    flag("resume", None, "continue the run in this folder; flags override its own")
+    flag("resume", None, "folder of a run to continue; flags override its own")
     flag("report-to", "none", "also log to a tracker", ["none", "tensorboard", "wandb"])
     return parser
 
 
 def parse_args():
-    """Returns the arguments and the checkpoint of --resume."""
+    """Returns the arguments, and the checkpoint of --resume."""
     parser, checkpoint = make_parser(), None
     args = parser.parse_args()
     if args.resume:
         with input_errors("--resume"):
             checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True, weights_only=True)
-            if checkpoint["origin"] != ORIGIN:
-                raise ValueError(f"the checkpoint is of {checkpoint['origin']}")
         parser.set_defaults(**checkpoint["args"] | {"output_dir": args.resume})
         args = parser.parse_args()
+        if checkpoint["origin"] != [ALGORITHM, WORLD, args.objectives]:
+            parser.error(f"--resume: the run has {checkpoint['origin']} (algorithm, processes, objectives)")
 
     K, folder = len({*args.objectives}), f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}"
     args.weights = weights = args.weights or [1 / K] * K
@@ -134,7 +133,7 @@ def parse_args():
 
 @contextmanager
 def input_errors(flag):
-    """Turns an error in a flag's input into one line."""
+    """Turns an input error into one line."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -160,7 +159,7 @@ def load_model(args, is_actor=False):
     # Drop the model's sampling options. Padding is masked, so any token can pad.
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
     layers = decoder_layers(model)
-    for layer in layers if args.gradient_checkpointing else ():  # The library's needs dropout on.
+    for layer in layers if args.gradient_checkpointing else ():  # not the library's: it needs train()
         layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if SHARDED and not is_actor:
         mesh = dist.init_device_mesh(args.device, (WORLD,))
@@ -359,7 +358,7 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
 
 
 def evaluate(model, tokenizer, problems, prefix, step, metrics, args):
-    """The mean performance p (K floats) of greedy responses. It is added to the metrics."""
+    """The mean performance p (K floats) of greedy responses, also added to metrics."""
     names, n, samples = args.objectives, len(problems), []
     problems = problems[n * RANK // WORLD : n * (RANK + 1) // WORLD]
     batch = rollout(model, tokenizer, problems, args, sample=False)
@@ -416,11 +415,12 @@ def open_log(args, step):
 
 
 def save_checkpoint(policy, optimizer, state, args):
-    """Writes checkpoint.pt, which replaces the last one when it is complete."""
+    """Writes checkpoint.pt. It replaces the last one when complete."""
     states = get_state_dict(policy, optimizer, options=WHOLE)
     states = dict(zip(["model_state_dict", "optim_state_dict"], states))
+    checkpoint = {"args": vars(args), "state": vars(state), "states": states}
+    checkpoint["origin"] = [ALGORITHM, WORLD, args.objectives]
     if RANK == 0:
-        checkpoint = {"origin": ORIGIN, "args": vars(args), "state": vars(state), "states": states}
         torch.save(checkpoint, f"{args.output_dir}/checkpoint.tmp")
         os.replace(f"{args.output_dir}/checkpoint.tmp", f"{args.output_dir}/checkpoint.pt")
 
@@ -447,7 +447,7 @@ def main():
     w0 = torch.tensor(args.weights, dtype=torch.float64)
     state = dict(step=0, metrics={}, weights=w0, r_pareto=1.0, buffer=[], test_points=[], total_length=0.0)
     if checkpoint:
-        state = checkpoint["state"]
+        state = checkpoint["state"] | {"r_pareto": 1.0}
         set_state_dict(policy, optimizer, **checkpoint["states"], options=WHOLE)
         copy_weights(policy, actor)
     state = argparse.Namespace(**state)
@@ -540,7 +540,7 @@ def main():
         copy_weights(policy, actor)
         times.append(clock())
 
-        # 7. Metrics, to be logged after the evaluation
+        # 7. Metrics, logged after the evaluation
         metrics |= {"reward": r.mean(), "grad_norm": grad_norm, "completions/mean_length": mean_length}
         metrics["completions/clipped_ratio"] = batch["cut_off"].double().mean()
         for name, weight, groups in zip(names, weights, r_vec.unflatten(1, (-1, G))):  # (problems, G)
