@@ -51,7 +51,7 @@ def make_recorder(schedules, ratios):
         if not copies:
             for _ in schedules:
                 parameters = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
-                copies.append(torch.optim.AdamW(parameters, lr=group["lr"], weight_decay=0))
+                copies.append(torch.optim.AdamW(parameters, lr=group["lr"]))
 
         lengths, index = [], len(ratios[0])
         for schedule, copy in zip(schedules, copies):
@@ -72,7 +72,7 @@ def measure(schedules):
     ratios = [[] for _ in schedules]
     with tempfile.TemporaryDirectory() as scratch:
         command = ["grpo_dynw.py", "--steps", str(len(schedules[0])), "--eval-every", "1000"]
-        command += ["--weight-decay", "0", "--output-dir", f"{scratch}/run"]
+        command += ["--max-eval-problems", "1", "--output-dir", f"{scratch}/run"]
         with (
             patch.object(torch.optim.AdamW, "step", make_recorder(schedules, ratios)),
             patch.object(sys, "argv", command),

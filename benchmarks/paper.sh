@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's runs, each with a name, on 8 GPUs:
+# The paper's runs, each with a name, on 8 GPUs. None of them was run here.
 #
 #     bash benchmarks/paper.sh          prints all runs: a name and a command in each line
 #     bash benchmarks/paper.sh NAME     starts a run
@@ -10,17 +10,17 @@
 # ratios that are not clipped, and probes the decoder layers 10 to 25. The sizes of micro-batches and rollout
 # batches, gradient checkpointing and the checkpoints are ours. The authors also ran fixed weights and
 # hypervolume-guided weighting with the weights 0.5 0.25 0.25 and 0.25 0.375 0.375, and fixed weights with a
-# polynomial schedule. For these, give the flags after NAME.
+# decaying learning rate (--lr-power 1.03). For these, give the flags after NAME.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 common="--weights 0.334 0.333 0.333 --learning-rate 1e-6 --num-generations 8 --micro-batch-size 2 --rollout-batch-size 32
     --gradient-checkpointing --eval-every 5 --checkpoint-every 20"
-qwen="--model Qwen/Qwen3-8B --enable-thinking --max-prompt-tokens 2048 --max-new-tokens 2048"
+qwen="--model Qwen/Qwen3-8B --max-prompt-tokens 2048 --max-new-tokens 2048"
 deepseek="--model deepseek-ai/deepseek-llm-7b-chat --max-prompt-tokens 1024 --max-new-tokens 512"
 math500="--dataset math-500 --prompts-per-step 64 --updates-per-step 2 --steps 360"
 algebra="--dataset math-algebra --prompts-per-step 512 --updates-per-step 4 --steps 150"
-gradient="--weighting gradient --clip-low 100 --clip-high 100 --clip-dual 100"
+gradient="--weighting gradient --clip 100 --clip-dual 100"
 
 list_runs() {  # one run in each line: name, script and flags
     for algorithm in grpo rloo reinforce; do
@@ -28,7 +28,7 @@ list_runs() {  # one run in each line: name, script and flags
             echo "$algorithm-$weighting" "$algorithm"_dynw.py --weighting $weighting $qwen $math500
         done
         echo $algorithm-gradient "$algorithm"_dynw.py $gradient --probe-layers 0.28 0.73 --mu 1e-5 \
-            --lr-schedule polynomial $qwen $math500
+            --lr-power 1.03 $qwen $math500
     done
     for weighting in fixed hypervolume; do
         echo algebra-$weighting grpo_dynw.py --weighting $weighting $qwen $algebra

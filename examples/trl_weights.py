@@ -6,6 +6,7 @@ over. The meta reward, Eq. (1), is a common factor on all weights, which `scale_
 Gradient-based weighting, Eq. (3), needs the policy gradient of each objective, which TRL does not compute.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -29,10 +30,11 @@ class NashWeights(transformers.TrainerCallback):
     """Sets trainer.reward_weights whenever mean rewards are logged. Set `trainer` after its construction."""
 
     def on_log(self, args, state, control, logs, **_):
-        names = [f"rewards/{name}/mean" for name in self.trainer.reward_func_names]
-        if set(names) <= logs.keys():  # Other lines are about evaluations and the end of training.
-            initial = torch.tensor(args.reward_weights or [1.0] * len(names))
-            self.trainer.reward_weights = nash_weights(initial, torch.tensor([logs[name] for name in names]))
+        means = [logs.get(f"rewards/{name}/mean") for name in self.trainer.reward_func_names]
+        # Lines about evaluations have no means. A mean is None or NaN if no sample has this reward.
+        if None not in means and math.isfinite(sum(means)):
+            initial = torch.tensor(args.reward_weights or [1.0] * len(means))
+            self.trainer.reward_weights = nash_weights(initial, torch.tensor(means))
 
 
 def accuracy(completions, answer, **_):

@@ -9,12 +9,7 @@ and, optionally:
 
     seed_per_prompt: If true, the responses to each prompt are sampled with a seed computed from the prompt.
         So they do not depend on how the prompts are distributed over the processes.
-    kill_before: [function, n, text]. The processes kill themselves before the n-th call of this function of
-        the script. With a text, which is optional, only calls with the text in an argument count.
-    copy: [folder, copy]. The folder is copied before the case runs.
-    exit_code: The exit code that the processes must have (default: 0).
-
-It prints a JSON list per chain, with the output of each case (stdout and stderr together).
+    kill_before: [function, n]. Each process kills itself before its n-th call of this function of the script.
 """
 
 import functools
@@ -22,9 +17,9 @@ import importlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -32,57 +27,41 @@ from concurrent.futures import ProcessPoolExecutor
 
 import conftest  # It adds the folder of the scripts to the path.
 import torch
-from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 import compare
 import rewards
 
 
-def concatenate(parts, pad_id):
-    """Joins the results of several calls of rollout, padded to the longest prompt and response."""
-    R = max(part["mask"].shape[1] for part in parts)
-    P = max(part["ids"].shape[1] - part["mask"].shape[1] for part in parts)
-    batch = {"texts": sum((part["texts"] for part in parts), [])}
-    for name, value in {"ids": pad_id, "attention": 0, "mask": 0, "lengths": None, "cut_off": None}.items():
-        tensors = []
-        for part in parts:
-            pad_right = R - part["mask"].shape[1]
-            pad_left = 0 if name == "mask" else P + R - pad_right - part["ids"].shape[1]
-            padding = pad_left, pad_right
-            tensors.append(part[name] if value is None else pad(part[name], padding, value=value))
-        batch[name] = torch.cat(tensors)
-    return batch
+def run_chains(chains):
+    """Runs this file with `chains`. AssertionError if a case ends otherwise than it should."""
+    text = json.dumps(chains, default=str)
+    result = subprocess.run([sys.executable, __file__], input=text, text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr[-5000:]
 
 
-def with_seed_per_prompt(rollout):
-    """Returns `rollout`, changed so that each prompt's responses are sampled with a seed computed from it."""
+def with_seed_per_prompt(respond):
+    """Returns `respond`, changed so that each prompt's responses are sampled with a seed computed from it."""
 
-    def wrapped(model, tokenizer, prompts, G, limit, batch_size, sample=True, graph=False):
-        if not sample:
-            return rollout(model, tokenizer, prompts, G, limit, batch_size, sample, graph)
-        parts = []
-        for prompt in prompts:
+    def wrapped(model, ids, attention, args, sample):
+        responses = []
+        for group in torch.arange(len(ids)).split(args.num_generations):
+            prompt = ids[group[0]][attention[group[0]].bool()].tolist()
             torch.manual_seed(zlib.crc32(str(prompt).encode()))
-            parts.append(rollout(model, tokenizer, [prompt], G, limit, batch_size, sample, graph))
-        return concatenate(parts, model.generation_config.pad_token_id)
+            responses.append(respond(model, ids[group], attention[group], args, sample))
+        return torch.cat(responses)
 
     return wrapped
 
 
-def kill_before(script, name, n, text=""):
-    """
-    Changes a function of the script, such as evaluate or os.replace: its n-th call kills the process.
-
-    Only calls with `text` in an argument count.
-    """
+def kill_before(script, name, n):
+    """Changes a function of the script, such as evaluate or os.replace: its n-th call kills the process."""
     *modules, name = name.split(".")
     owner, calls = functools.reduce(getattr, modules, script), []
     function = getattr(owner, name)
 
     def wrapped(*args, **kwargs):
-        if not text or any(text in str(arg) for arg in args):
-            calls.append(name)
+        calls.append(name)
         if len(calls) == n:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
@@ -108,20 +87,18 @@ def run(rank, port, output, case):
     # The module reads the environment variables when it is loaded.
     script = importlib.reload(importlib.import_module(case["script"]))
     rewards.OBJECTIVES.update(conftest.CHANCE_REWARDS)
-    compare.summary = compare.before_and_after  # Drawing the pictures would take longer than the run.
+    compare.summary = compare.before_and_after  # Pictures take longer than the run.
     if case.get("seed_per_prompt"):
-        script.rollout = with_seed_per_prompt(script.rollout)
+        script.respond = with_seed_per_prompt(script.respond)
     if "kill_before" in case:
         kill_before(script, *case["kill_before"])
     script.main()
 
 
 def run_chain(chain):
-    """Runs the cases of a chain. Returns the output of each. RuntimeError for an unexpected exit code."""
-    context, outputs = multiprocessing.get_context("fork"), []
+    """Runs the cases of a chain. RuntimeError for an unexpected exit code."""
+    context = multiprocessing.get_context("fork")
     for case in chain:
-        if "copy" in case:
-            shutil.copytree(*case["copy"])
         port = free_port()
         with tempfile.TemporaryFile() as output:
             arguments = [(rank, port, output.fileno(), case) for rank in range(case["processes"])]
@@ -129,20 +106,19 @@ def run_chain(chain):
             for process in processes:
                 process.start()
             for process in processes:
-                process.join(timeout=120)
+                process.join(timeout=600)
             output.seek(0)
-            outputs.append(output.read().decode())
-        exit_codes = [process.exitcode for process in processes]
-        if any(code != case.get("exit_code", 0) for code in exit_codes):
-            raise RuntimeError(f"{case}: {exit_codes} {outputs[-1][-3000:]}")
-    return outputs
+            text = output.read().decode()
+        exit_codes = {process.exitcode for process in processes}
+        if exit_codes != {-signal.SIGKILL if "kill_before" in case else 0}:
+            raise RuntimeError(f"{case}: {exit_codes} {text[-3000:]}")
 
 
 def main():
     # Loading the first model imports modules, which the forked processes then share.
     AutoModelForCausalLM.from_pretrained(conftest.ROOT / "tiny/model")
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-        print(json.dumps(list(pool.map(run_chain, json.load(sys.stdin)))))
+        list(pool.map(run_chain, json.load(sys.stdin)))
 
 
 if __name__ == "__main__":

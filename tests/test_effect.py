@@ -1,36 +1,38 @@
-"""The effect of the dynamic weightings with the default flags. Slow: pytest -m slow tests/test_effect.py"""
+"""r_pareto on the reward has no effect in GRPO and REINFORCE++; dynamic weightings have one (slow tests)."""
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 
 from compare import read_metrics
 
-NAMES = ["accuracy", "conciseness", "clarity"]
 
-
-def default_run(weighting, folder):
-    """Returns the metrics of the training steps and what the run prints to stdout."""
-    command = [sys.executable, ROOT / "grpo_dynw.py", "--weighting", weighting, "--output-dir", folder]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return read_metrics(folder)[1:], result.stdout
-
-
-@pytest.mark.slow
-def test_gradient_based_weighting_moves_the_weights(tmp_path):
-    metrics, output = default_run("gradient", tmp_path / "run")
-    weights = [metrics[-1][f"weights/{name}"] for name in NAMES]
-    assert max(weights) >= 0.45 and min(weights) >= 0.05
-    assert f"Final weights: accuracy {weights[0]:.2f}, " in output
-    assert (tmp_path / "run/curves.png").stat().st_size > 10000
+@pytest.mark.parametrize("r_pareto", [0.5, 2.0])
+def test_r_pareto_on_the_reward_cancels_in_grpo_and_reinforce(script, r_pareto):
+    """Both divide by a standard deviation of the rewards, which r_pareto multiplies, too. RLOO does not."""
+    torch.manual_seed(0)
+    reward, lengths = torch.rand(128, dtype=torch.float64), torch.randint(1, 100, (128,))
+    args = SimpleNamespace(num_generations=16, baseline="whiten")
+    A = script.advantage(reward, lengths, args)
+    A_of_product = script.advantage(r_pareto * reward, lengths, args)
+    expected = r_pareto * A if script.ALGORITHM == "rloo" else A
+    torch.testing.assert_close(A_of_product, expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.slow
-def test_hypervolume_guided_weighting_moves_the_meta_reward(tmp_path):
-    metrics, output = default_run("hypervolume", tmp_path / "run")
+@pytest.mark.parametrize("weighting", ["gradient", "hypervolume"])
+def test_with_the_default_flags_weights_and_meta_reward_move(tmp_path, weighting):
+    command = [sys.executable, ROOT / "grpo_dynw.py", "--weighting", weighting]
+    subprocess.run([*command, "--output-dir", tmp_path / "run"], check=True)
+    metrics = read_metrics(tmp_path / "run")[1:]
+    weights = [metrics[-1][f"weights/{name}"] for name in ("accuracy", "conciseness", "clarity")]
     low, high = np.quantile([line["r_pareto"] for line in metrics], [0.25, 0.75])
-    assert high - low >= 0.3
-    assert "Quartiles of the meta reward r_pareto: " in output
+    if weighting == "gradient":
+        assert max(weights) >= 0.45 and min(weights) >= 0.05 and low == high == 1
+    else:
+        assert weights == pytest.approx([1 / 3] * 3) and high - low >= 0.3

@@ -1,4 +1,4 @@
-"""The equations of the weightings, compared with closed forms and the authors' own results."""
+"""The equations of the weightings agree with closed forms and with the results of the authors."""
 
 import json
 import math
@@ -55,17 +55,14 @@ def test_the_hypervolume_gain_of_the_authors_gives_their_meta_reward(script, cas
 
 
 @shared
-def test_influences_of_unit_gradients_by_hand(script):
-    """At norm 1, the gradients are (.6, .8), (1, 0) and 0. Their sum is (1.6, .8)."""
-    influence = script.influences(GRADIENTS @ GRADIENTS.T, EQUAL, "unit")
-    assert influence.tolist() == pytest.approx([0.6 * 1.6 + 0.8 * 0.8, 1.6, 0.0], abs=1e-12)
-
-
-@shared
-def test_influences_of_clipped_gradients_by_hand(script):
-    """Clipped to norm 1, the gradients are (.6, .8), (.5, 0) and 0. Their sum is (1.1, .8)."""
-    influence = script.influences(GRADIENTS @ GRADIENTS.T, EQUAL, "clip")
-    assert influence.tolist() == pytest.approx([0.6 * 1.1 + 0.8 * 0.8, 0.5 * 1.1, 0.0], abs=1e-12)
+def test_influences_by_hand(script):
+    """
+    At norm 1, the gradients are (.6, .8), (1, 0) and 0. Their sum is (1.6, .8). Clipped to norm 1, they are
+    (.6, .8), (.5, 0) and 0. Their sum is (1.1, .8).
+    """
+    unit, clip = (script.influences(GRADIENTS @ GRADIENTS.T, EQUAL, scale) for scale in ("unit", "clip"))
+    assert unit.tolist() == pytest.approx([0.6 * 1.6 + 0.8 * 0.8, 1.6, 0.0], abs=1e-12)
+    assert clip.tolist() == pytest.approx([0.6 * 1.1 + 0.8 * 0.8, 0.5 * 1.1, 0.0], abs=1e-12)
 
 
 @shared

@@ -1,4 +1,4 @@
-"""Tests that the embedded model and data are as tiny/README.md describes them."""
+"""The embedded model and data are as tiny/README.md describes them."""
 
 import re
 import subprocess
@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, read_lines
 from safetensors.torch import load_file
+from test_algorithm import arguments
 from transformers import AutoConfig
 
 import grpo_dynw
@@ -18,11 +19,7 @@ SPLITS = {split: read_lines(TINY / f"data/{split}.jsonl") for split in ("train",
 
 
 def test_the_answers_are_right_and_no_two_problems_are_alike():
-    assert {split: len(rows) for split, rows in SPLITS.items()} == {
-        "train": 4000,
-        "validation": 100,
-        "test": 200,
-    }
+    assert [len(rows) for rows in SPLITS.values()] == [4000, 100, 200]
     all_rows = [row for rows in SPLITS.values() for row in rows]
     assert len({row["problem"] for row in all_rows}) == len(all_rows)
     for row in all_rows:
@@ -41,19 +38,19 @@ def test_the_model_is_a_small_qwen3_in_float32():
 
 @pytest.mark.parametrize("sample", [True, False])
 def test_the_initial_model_is_partly_accurate_wordy_and_often_cut_off(sample):
-    model, tokenizer, _ = grpo_dynw.load_model(str(TINY / "model"), "cpu")
+    args = arguments(model=str(TINY / "model"), max_new_tokens=96, rollout_batch_size=200)
+    model, tokenizer = grpo_dynw.load_model(args)
     problems = rewards.read_problems(str(TINY / "data"), ["test"], tokenizer, 64)["test"]
     assert len(problems) == 200
     torch.manual_seed(1)
-    prompts = [problem["prompt_ids"] for problem in problems]
-    batch = grpo_dynw.rollout(model, tokenizer, prompts, 1, 96, 800, sample)
-    texts, lengths, cut_off = batch["texts"], batch["lengths"].tolist(), batch["cut_off"].tolist()
-    scores = rewards.score(["accuracy", "clarity"], texts, problems, lengths, 0, split="test")
+    batch = grpo_dynw.rollout(model, tokenizer, problems, args, sample)
+    lengths = batch["lengths"].tolist()
+    scores = rewards.score(["accuracy", "clarity"], batch["texts"], problems, lengths, 0, split="test")
     accuracy, clarity = (sum(column) / 200 for column in zip(*scores))
     assert 0.2 <= accuracy <= 0.65
     assert 0.1 <= clarity <= 0.6
     assert sum(lengths) / 200 >= 0.6 * 96
-    assert 0.2 <= sum(cut_off) / 200 <= 0.6
+    assert 0.2 <= batch["cut_off"].sum() / 200 <= 0.6
 
 
 def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
@@ -63,5 +60,5 @@ def test_make_tiny_makes_these_data_and_a_model_that_loads(tmp_path):
     for split in SPLITS:
         assert (tmp_path / f"data/{split}.jsonl").read_bytes() == (TINY / f"data/{split}.jsonl").read_bytes()
     assert (tmp_path / "model/tokenizer.json").read_bytes() == (TINY / "model/tokenizer.json").read_bytes()
-    model, _, generation_config = grpo_dynw.load_model(str(tmp_path / "model"), "cpu")
-    assert generation_config.top_k == 20 and model.generation_config.eos_token_id == [2]
+    model, _ = grpo_dynw.load_model(arguments(model=str(tmp_path / "model")))
+    assert model.generation_config.eos_token_id == [2]

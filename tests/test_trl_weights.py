@@ -1,22 +1,31 @@
-"""Tests of examples/trl_weights.py, which are skipped without TRL."""
+"""Protects examples/trl_weights.py: its weights are the Nash weights of the rewards that TRL logs."""
 
+import importlib.util
 import sys
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT
 
-pytest.importorskip("trl")
-sys.path.insert(0, str(ROOT / "examples"))
-import trl_weights  # noqa: E402
+import grpo_dynw
 
-import grpo_dynw  # noqa: E402
+HAS_TRL = importlib.util.find_spec("trl") is not None
 
 
-def test_the_weights_of_three_steps_are_those_of_the_logged_rewards(tmp_path):
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    if not HAS_TRL:
+        monkeypatch.setitem(sys.modules, "trl", ModuleType("trl"))  # Its callback does not use TRL.
+    return importlib.import_module("trl_weights")
+
+
+@pytest.mark.skipif(not HAS_TRL, reason="TRL is not installed")
+def test_the_weights_of_three_steps_are_those_of_the_logged_rewards(example, tmp_path):
     sizes = dict(per_device_train_batch_size=8, num_generations=8, max_steps=3, use_cpu=True, bf16=False)
     options = dict(reward_weights=[0.75, 0.25], save_strategy="no", disable_tqdm=True, seed=1)
-    trainer = trl_weights.main(output_dir=str(tmp_path), **sizes, **options)
+    trainer = example.main(output_dir=str(tmp_path), **sizes, **options)
     lines = [line for line in trainer.state.log_history if "rewards/accuracy/mean" in line]
     assert len(lines) == 3
     weights = torch.tensor([0.75, 0.25])
@@ -27,3 +36,17 @@ def test_the_weights_of_three_steps_are_those_of_the_logged_rewards(tmp_path):
         weights = grpo_dynw.nash_weights(torch.tensor([0.75, 0.25]), p)
     assert torch.equal(trainer.reward_weights, weights)
     assert not torch.allclose(weights, torch.tensor([0.75, 0.25]))
+
+
+@pytest.mark.parametrize(
+    "mean, expected", [(None, [0.5, 0.5]), (float("nan"), [0.5, 0.5]), (0.1, [1 / 6, 5 / 6])]
+)
+def test_a_step_without_a_reward_keeps_the_weights(example, mean, expected):
+    """TRL logs None, and older versions NaN, if no sample of the step has a reward in this objective."""
+    callback = example.NashWeights()
+    callback.trainer = SimpleNamespace(
+        reward_func_names=["accuracy", "clarity"], reward_weights=torch.tensor([0.5, 0.5])
+    )
+    logs = {"rewards/accuracy/mean": 0.5, "rewards/clarity/mean": mean}
+    callback.on_log(SimpleNamespace(reward_weights=None), None, None, logs=logs)
+    assert callback.trainer.reward_weights.tolist() == pytest.approx(expected)
