@@ -1,6 +1,4 @@
 r"""
-The objectives, which score responses, and the reading of datasets.
-
 The paper (Lu et al., arXiv:2509.11452) rewards accuracy (the last `\boxed{...}` is right), conciseness (fewer
 tokens than the mean response) and clarity (a box, and steps such as "1." and "2."). To add an objective,
 write a function in this file and name it in --objectives:
@@ -12,10 +10,10 @@ write a function in this file and name it in --objectives:
 Its keywords are response (text), answer (the ground truth), length (in sampled tokens), mean_length, prompt,
 step and the other columns of the row.
 
-A dataset is a file or folder of csv, json or parquet (train.jsonl, test.jsonl, validation.jsonl), what
-`save_to_disk` wrote, or a name on the Hub. Questions are text or chat messages in column prompt, problem or
-question. Answers are text or integers in column answer, reward_model.ground_truth (verl) or solution: what
-follows the last #### (GSM8K), and of that the last box.
+A dataset is a file or folder of csv, json or parquet (train.jsonl, test.jsonl), what `save_to_disk` wrote,
+or a name on the Hub. Questions are text or chat messages in column prompt, problem or question. Answers are
+text or integers in column answer, reward_model.ground_truth (verl) or solution: what follows the last ####
+(GSM8K), and of that the last box.
 """
 
 import glob
@@ -31,38 +29,42 @@ import torch
 
 OBJECTIVES = {}
 # Evaluations, hypervolume and Nash weighting use the performance: the reward, or a function here. Conciseness
-# has one, because its reward cannot compare models: the mean length changes during training. A function must
+# has one, because its reward cannot compare models: the mean length changes during training. It must
 # be affine in reward and length, because it also gets means.
 PERFORMANCE = {"conciseness": lambda reward, length, limit: 1 - length / limit}
 
 PAPER_DATASETS = {"math-500": "HuggingFaceH4/MATH-500"}
 PAPER_DATASETS["math-algebra"] = "DigitalLearningGmbH/MATH-lighteval:algebra"
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
+READERS = {".json": {"path": "json"}, ".jsonl": {"path": "json"}, ".parquet": {"path": "parquet"}}
+READERS[".csv"] = {"path": "csv", "na_filter": False, "converters": {"answer": str}}  # keeps 007 and None
 
 
 def objective(function):
-    """Registers a function as an objective under its name, in place of an earlier one."""
+    """Registers an objective under the name of its function, in place of an earlier one. Returns it."""
     OBJECTIVES[function.__name__] = function
     return function
 
 
 def score(objectives, responses, problems, lengths, mean_length, step=0, split="train"):
     """
-    Returns the rewards of N responses in K objectives (names): N lists of K finite floats.
+    Returns N lists of K rewards (finite floats), for N responses and the names of K objectives.
 
     problems: N dictionaries, as from `read_problems`. lengths, mean_length: in tokens.
     """
-    rewards = [[] for _ in responses]
-    for row, response, problem, length in zip(rewards, responses, problems, lengths, strict=True):
-        arguments = dict(response=response, length=length, mean_length=mean_length, step=step)
+    rewards = []
+    for response, problem, length in zip(responses, problems, lengths, strict=True):
+        arguments = problem | dict(response=response, length=length, mean_length=mean_length, step=step)
+        rewards.append([])
         for name in objectives:
             try:
-                row.append(float(OBJECTIVES[name](**{**problem, **arguments})))
-                if not math.isfinite(row[-1]):
-                    raise ValueError(f"the reward {row[-1]} is not finite")
+                reward = float(OBJECTIVES[name](**arguments))
+                if not math.isfinite(reward):
+                    raise ValueError(f"the reward {reward} is not finite")
             except Exception as error:
                 error.add_note(f"objective {name}, {split} step {step}: {problem.get('prompt')!r:.160}")
                 raise
+            rewards[-1].append(reward)
     needs_box = (split, step) == ("eval", 0) and {"accuracy", "clarity"} & {*objectives}
     if needs_box and "boxed" not in str(responses):
         print(r"No response has a \boxed{}, which accuracy and clarity need: see --prompt-suffix")
@@ -79,7 +81,7 @@ def performance(objectives, rewards, length, limit):
 def accuracy(response, answer, **_):
     r"""Returns 1.0 if the last `\boxed{...}` equals `answer`, both normalised, else 0.0."""
     boxed = last_boxed(response)
-    return float(boxed is not None and normalise(boxed) == normalise(answer))
+    return 0.0 if boxed is None else float(normalise(boxed) == normalise(answer))
 
 
 @objective
@@ -95,20 +97,20 @@ ORDINAL = r"(?i)\b(first|second|third|(four|fif|six|seven|eigh|nin|ten)th|next|t
 
 @objective
 def clarity(response, **_):
-    r"""Returns 1.0 for a `\boxed{...}` that is not blank and two enumerators or two ordinals, else 0.0."""
-    box = re.search(r"\\boxed\{\s*[^\s}]", response)
-    if box is None or "}" not in response[box.end() :]:
+    r"""Returns 1.0 if there are a filled `\boxed{...}` and two enumerators or two ordinals, else 0.0."""
+    filled = re.search(r"\\boxed\{\s*[^\s}]", response)
+    if filled is None or "}" not in response[filled.end() :]:
         return 0.0
     return float(any(len(re.findall(sign, response)) >= 2 for sign in (ENUMERATOR, ORDINAL)))
 
 
 def last_boxed(text, default=None):
     r"""Returns the content of the last `\boxed{...}` or `\boxed 5$`; `default` if it is open or missing."""
-    rest = text.rpartition(r"\boxed")[2] if r"\boxed" in text else ""
-    if rest.startswith(" "):
+    _, box, rest = text.rpartition(r"\boxed")
+    if box and rest.startswith(" "):
         return rest[1:].split("$")[0]
     depth = 0
-    for brace in re.finditer(r"[{}]", rest if rest.startswith("{") else ""):
+    for brace in re.finditer(r"[{}]", rest if box and rest.startswith("{") else ""):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
             return rest[1 : brace.start()]
@@ -133,19 +135,19 @@ def normalise(text):
     text = re.sub(r"^\.", "0.", text)
     text = re.sub(r"^[^=]{0,2}=([^=]*)\Z", r"\1", text)  # k = 5
 
-    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text)  # \frac1{72}
+    text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text)
+    text = re.sub(r"\\frac([^{])(?=\{)", r"\\frac{\1}", text.replace(" ", ""))  # \frac1{72}
     text = re.sub(r"\\frac([^{])(.)", r"\\frac{\1}{\2}", text)  # \frac12
     text = r"\frac{1}{2}" if text == "0.5" else text
     text = re.sub(r"^(-?\d+)/(-?\d+)\Z", r"\\frac{\1}{\2}", text)
     if re.fullmatch(r"-?[1-9]\d{0,2}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")  # ours: 1,234 is 1234 (GSM8K)
-    return re.sub(r"^(-?)0+(?=\d)", r"\1", text)  # ours: 033 is 33 (AIME)
+        text = text.replace(",", "")  # ours: 1,234 (GSM8K)
+    return re.sub(r"^(-?)0+(?=\d)", r"\1", text)  # ours: 033 (AIME)
 
 
 # Signs of answers that are hardly ever boxed: control characters (of a bare "\frac" in JSON), quotes, bold,
-# tags, "Answer: 7", [7], 5 cm, sentences, 7.0 and 1e-05.
-ODD = r"(?i)[\0-\x1f°−\"`*]|(?<!\\)%|</|[a-z]: |^\[[^,]*$|\d [a-z]{2}|(\s[a-z]{2,}){3}|\.0*$|\de-"
+# tags, "Answer: 7", [7], 5 cm, sentences, 7.0, 1e-05 and 7).
+ODD = r'(?i)[\0-\x1f°−"`*]|(?<!\\)%|</|[a-z]: |^\[[^,]*$|\d [a-z]{2}|( [a-z]{2,}){3}|\.0*$|\de-|^[^([]*[)\]]'
 
 
 def read_problems(
@@ -169,7 +171,6 @@ def read_problems(
     functions = [OBJECTIVES[name] for name in objectives]
     needs_answer = any("answer" in inspect.signature(f).parameters for f in functions)
     data = load_splits(dataset)
-
     problems = {}
     for split in splits:
         if not data.get(split):
@@ -181,7 +182,7 @@ def read_problems(
                 prompt, ids = tokenize(chat, tokenizer)
             except (ValueError, jinja2.TemplateError) as error:
                 raise ValueError(f"row {number} ({split}): {error}: {row!s:.200}") from None
-            rows.append({**row, "prompt": prompt, "prompt_ids": ids, "answer": answer})
+            rows.append(row | {"prompt": prompt, "prompt_ids": ids, "answer": answer})
 
         answers = [row["answer"] for row in rows if accuracy in functions]
         odd = [x for x in answers if re.search(ODD, x) or last_boxed(rf"\boxed{{{x}}}") != x]
@@ -206,13 +207,14 @@ def load_splits(dataset):
     splits = {}
     try:
         for split, table in load_tables(dataset):
-            rows = splits.setdefault(split, [])
-            rows += enumerate(table, 1)
+            rows = splits.setdefault(re.sub(r"^(val|valid|dev)$", "validation", split), [])
+            rows += enumerate(table.with_format(None), 1)
             has_surplus = table.builder_name == "csv" and "__index_level_0__" in str(rows[-1:])
             if has_surplus or isinstance((table.features or {}).get("answer"), datasets.ClassLabel):
                 raise ValueError("write answers as text, and in csv put quotes around text with commas")
     except Exception as error:  # Each reader has its own exceptions.
-        raise ValueError(f"{dataset} cannot be read (as UTF-8): {error.__cause__ or error!r:.400}") from None
+        cause = error.__cause__ or error
+        raise ValueError(f"{dataset} cannot be read as UTF-8 csv, json or parquet: {cause!r:.400}") from None
 
     if len(splits) == 1:
         [rows] = splits.values()
@@ -221,16 +223,15 @@ def load_splits(dataset):
         test, validation = rest.train_test_split(0.5, seed=42).values()
         parts = {"train": train, "test": test, "validation": validation}
         splits = {split: [rows[i] for i in part["i"]] for split, part in parts.items()}
-        print("the only split is divided 60:20:20")
-    if "test" in splits and not any(split.startswith(("val", "dev")) for split in splits):
+    if "test" in splits and "validation" not in splits:
         rows, half = splits["test"], len(splits["test"]) // 2
         splits |= {"validation": rows[:half], "test": rows[half:]}
     return splits
 
 
 def load_tables(dataset):
-    """Returns pairs (split, table of the library). The name of a file begins with that of its split."""
-    path = Path(dataset)
+    """Returns pairs (split, table of the library). Files in a folder are named like train.jsonl."""
+    path = Path(dataset).absolute()
     if not path.exists():
         return datasets.load_dataset(*PAPER_DATASETS.get(dataset, dataset).split(":")).items()
     if any(path.rglob("state.json")):
@@ -239,14 +240,12 @@ def load_tables(dataset):
 
     tables = []
     with tempfile.TemporaryDirectory() as cache:  # The library's own cache may not be writable.
-        for file in [path, *sorted(path.glob("*"))]:
-            kind = file.suffix[1:].replace("jsonl", "json")
-            options = {"split": "train", "streaming": True, "cache_dir": cache}
-            if kind == "csv":  # 007 and None stay text.
-                options |= {"na_filter": False, "converters": {"answer": str}}
-            if kind in ("csv", "json", "parquet"):
-                table = datasets.load_dataset(kind, data_files=glob.escape(str(file)), **options)
-                tables.append((re.split("[-.]", file.name)[0], table))
+        for file in [path] if path.is_file() else sorted(path.glob("*")):
+            split = re.match("train|test|val|dev|", file.name.lower())[0]
+            if split or path.is_file():
+                options = {**READERS[file.suffix], "split": "train", "streaming": True, "cache_dir": cache}
+                table = datasets.load_dataset(data_files=glob.escape(str(file)), **options)
+                tables.append((split, table))
     return tables
 
 
@@ -255,24 +254,23 @@ def read_row(row, suffix, needs_answer):
     question = next((row[name] for name in ("prompt", "problem", "question") if row.get(name)), "")
     chat = question if isinstance(question, list) else [{"role": "user", "content": question}]
     is_chat = all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in chat)
-    text = chat[-1]["content"] if is_chat and chat[-1].get("role") == "user" else ""
-    if not text.strip() or text.startswith("[{"):  # a chat as text
+    is_question = is_chat and chat[-1].get("role") == "user" and chat[-1]["content"].strip()
+    if not is_question or chat[-1]["content"].startswith("[{"):  # a chat as text
         raise ValueError("prompt, problem or question needs text or messages (content: text; last: user)")
     chat[-1]["content"] += suffix
 
-    verl = row["reward_model"].get("ground_truth") if isinstance(row.get("reward_model"), dict) else None
-    values = (row.get("answer"), verl, row.get("solution"))
-    value = next((value for value in values if value not in (None, "")), None)
+    model = row.get("reward_model")
+    verl = model.get("ground_truth") if isinstance(model, dict) else None
+    value = next((x for x in (row.get("answer"), verl, row.get("solution")) if x not in (None, "")), None)
     text = str(value).rpartition("####")[2] if type(value) in (str, int) else ""
     answer = last_boxed(text, text).lstrip(" ").rstrip()  # A first "\n" may be left of "\nu".
     if not answer and (needs_answer or value is not None):
-        columns = "answer, reward_model.ground_truth or solution"
-        raise ValueError(f"{columns} needs text or an integer (JSON: no dates), not {value!r:.50}")
+        raise ValueError(f"answer, ground_truth or solution needs text or an integer, not {value!r:.50}")
     return chat, answer or None
 
 
 def tokenize(chat, tokenizer):
-    """Returns a prompt as text and as token ids. Without a chat template, each message is a line of text."""
+    """Returns a prompt as text and as token ids. Without a chat template, each message is a line."""
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return text, tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -295,5 +293,5 @@ def turn_end(tokenizer):
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "XYZ"}]
     rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("XYZ")[2].lstrip()
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids[:1] if token in tokenizer.added_tokens_decoder), None)
+    [first] = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] or [None]
+    return first if first in tokenizer.added_tokens_decoder else None

@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 
-import grpo_dynw
 from conftest import ROOT
+
+import grpo_dynw
 
 README = (ROOT / "README.md").read_text()
 

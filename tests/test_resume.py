@@ -115,7 +115,7 @@ def test_a_resumed_run_keeps_its_flags_and_takes_those_that_are_given(run, main,
 
 def change_origin(folder):
     checkpoint = checkpoint_of(folder)
-    checkpoint["origin"] = checkpoint["origin"].replace("grpo", "rloo")
+    checkpoint["origin"][0] = "rloo"
     torch.save(checkpoint, folder / "checkpoint.pt")
 
 
