@@ -122,7 +122,7 @@ def parse_args():
     K, folder = len({*args.objectives}), f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}"
     args.weights = weights = args.weights or [1 / K] * K
     args.output_dir = args.output_dir or strftime(folder)
-    if not len(args.objectives) == len(weights) == K or min(weights) < 0 or abs(sum(weights) - 1) > 1e-6:
+    if not len(args.objectives) == len(weights) == K or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6:
         parser.error("--objectives, --weights: give different names, and weights >= 0 that sum to 1")
     if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(weights) < 3:
         parser.error("--influence-scale: two objectives need clip, as unit makes I_1 = I_2")

@@ -147,7 +147,7 @@ def normalise(text):
 
 # Signs of answers that are hardly ever boxed: control characters (of a bare "\frac" in JSON), quotes, bold,
 # tags, "Answer: 7", [7], 5 cm, sentences, 7.0, 1e-05 and 7).
-ODD = r'(?i)[\0-\x1f°−"`*]|(?<!\\)%|</|[a-z]: |^\[[^,]*$|\d [a-z]{2}|( [a-z]{2,}){3}|\.0*$|\de-|^[^([]*[)\]]'
+ODD = r'(?i)[\0-\x1f°−"`*]|(?<!\\)%|</|[a-z]: |^\[[^,]*$|\d [a-z]{2}|( [a-z]{2,}){3}|\.0*$|\de\W|^[^([]*[)\]]'
 
 
 def read_problems(
