@@ -8,7 +8,7 @@ the same gradients times the factor of the step. The schedules are: 2 from step 
 and r_pareto of a run with hypervolume-guided weighting, which the argument names. The ratio is the length of
 the update with the factor, divided by the length of the update without it.
 
-Prints a table and draws benchmarks/adamw.png. Takes 3 minutes.
+Prints a table and draws benchmarks/adamw.png.
 """
 
 import argparse
