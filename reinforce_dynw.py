@@ -350,7 +350,6 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
 
     def watch(linear, inputs, output):
         A, x = probe["A"], inputs[0].detach()  # (K, B), (B, T, in)
-        probe.setdefault("start", inputs[0])
 
         def add_gradients(delta):  # (B, T, out)
             g = A @ (delta.transpose(1, 2) @ x.to(delta.dtype)).flatten(1).to(A.dtype)  # (K, out * in)
@@ -359,14 +358,14 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
         output.register_hook(add_gradients)
 
     hooks = [linear.register_forward_hook(watch) for linear in linears]
+    start = layers[first].register_forward_pre_hook(lambda _, x: probe.update(start=x[0]))
     for micro in micros:
-        probe.clear()
         probe["A"] = A_k[:, micro["rows"]]
         logprobs = token_logprobs(model, micro)  # (B, R)
         loglikelihood = (logprobs * micro["mask"]).sum() / num_tokens
-        loglikelihood.backward(inputs=probe["start"])  # down to the first probed map
+        loglikelihood.backward(inputs=probe["start"])  # down to these layers
         micro["old_logprobs"] = logprobs.detach()
-    for hook in hooks:
+    for hook in [*hooks, start]:
         hook.remove()
     return summed(sum((g @ g.T).double() for g in gradients.values()))
 
