@@ -163,7 +163,7 @@ def load_model(args, is_actor=False):
     # Drop the model's sampling options. Padding is masked, so any token can pad.
     model.generation_config = transformers.GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
     layers = decoder_layers(model)
-    for layer in layers if args.gradient_checkpointing else ():  # not the library's: it needs train()
+    for layer in layers if args.gradient_checkpointing else ():
         layer.forward = partial(recompute, layer.forward, use_reentrant=False)
     if SHARDED and not is_actor:
         mesh = dist.init_device_mesh(args.device, (WORLD,))
