@@ -7,7 +7,7 @@ Multi-Objective Alignment Through Dynamic Reward Weighting", arXiv:2509.11452.
 
 The policy maximizes w . r_vec, the weighted sum of a response's K rewards. --weighting is one of:
 
-    fixed        w is constant. This is the baseline.
+    fixed        w is constant: the baseline.
     hypervolume  w is constant. After a step, the mean performance on the validation split is a point p. Its
                  gain delta_hv = HV(buffer + p) - HV(buffer) sets the meta reward r_pareto, which multiplies
                  the advantages of the next step (Alg. 1). In step 1, r_pareto is 1.
@@ -21,7 +21,7 @@ Z normalizes w. A performance is a mean reward, except that of conciseness: 1 - 
 Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
 P prompt tokens (left-padded), R response tokens (right-padded), T = P + R.
 
-Lines between `# --- algorithm: ... ---` and `# --- end ---` are RLOO. The scripts share the others.
+The regions `# --- algorithm: ... ---` are RLOO. The scripts share all other lines.
 """
 # --- end ---
 
@@ -104,12 +104,12 @@ def make_parser():
 
 
 def parse_args():
-    """Returns the arguments, and the checkpoint of --resume."""
+    """The arguments, and the checkpoint of --resume."""
     parser, checkpoint = make_parser(), None
     args = parser.parse_args()
     if args.resume:
         with input_errors("--resume"):
-            checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True, weights_only=True)
+            checkpoint = torch.load(f"{args.resume}/checkpoint.pt", "cpu", mmap=True)
         parser.set_defaults(**checkpoint["args"] | {"output_dir": args.resume})
         args = parser.parse_args()
         if checkpoint["origin"] != [ALGORITHM, WORLD, args.objectives]:
@@ -124,8 +124,9 @@ def parse_args():
         parser.error("--influence-scale: two objectives need clip, as unit makes I_1 = I_2")
     if args.num_generations < MIN_GENERATIONS:
         parser.error(f"--num-generations: give at least {MIN_GENERATIONS}")
-    if args.prompts_per_step < 1 or args.prompts_per_step % (args.updates_per_step * WORLD):
-        parser.error("--prompts-per-step: give a multiple of --updates-per-step x processes")
+    sizes = args.updates_per_step, args.micro_batch_size, args.rollout_batch_size, args.eval_every
+    if min(args.prompts_per_step, *sizes) < 1 or args.prompts_per_step % (args.updates_per_step * WORLD):
+        parser.error(f"--prompts-per-step: give a multiple of {WORLD} x --updates-per-step; sizes > 0")
     if os.path.exists(args.output_dir) and args.output_dir != args.resume:
         parser.error(f"--output-dir: {args.output_dir} exists; see --resume")
     return args, checkpoint
@@ -148,7 +149,7 @@ def summed(x):
 
 
 def load_model(args, is_actor=False):
-    """Returns a causal language model and its tokenizer."""
+    """A causal language model and its tokenizer."""
     if args.model.count("/") > 1 and not os.path.exists(f"{args.model}/config.json"):
         raise ValueError(f"{args.model} has no config.json; a run has its model in model/")
     dtype = torch.bfloat16 if is_actor and args.device == "cuda" else torch.float32
@@ -178,17 +179,19 @@ def copy_weights(policy, actor):
         target.data.copy_(source.data.full_tensor() if SHARDED else source.data)
 
 
-def save_model(policy, actor, tokenizer, folder):
-    """Saves the policy in float32, through the actor. bfloat16 would round small updates away."""
-    device, dtype, parameters = actor.device, actor.dtype, [*actor.parameters()] if RANK == 0 else []
-    for parameter in parameters:
-        parameter.data = parameter.data.cpu().float()
-    copy_weights(policy, actor)
+def save_model(policy, tokenizer, folder):
+    """Saves the policy, not the actor: bfloat16 would round small updates away."""
+    weights, _ = get_state_dict(policy, [], options=WHOLE)
+    weights = {name: w for name, w in weights.items() if name not in policy.all_tied_weights_keys}
     if RANK == 0:
-        actor.save_pretrained(folder)
+        policy.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder)
-    for parameter in parameters:
-        parameter.data = parameter.data.to(device, dtype)
+
+
+def draw(logits):
+    """Samples tokens (B,) from logits (B, V). On a CPU, torch.multinomial is slower."""
+    cdf = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    return torch.searchsorted(cdf, torch.rand_like(cdf[:, :1]) * cdf[:, -1:], right=True).squeeze(1)
 
 
 @torch.no_grad()
@@ -208,7 +211,7 @@ def respond(model, ids, attention, args, sample):
         inputs = {"input_ids": ids[rows, start:t], "position_ids": positions[rows, start:t], "cache": cache}
         output = model(**inputs, attention_mask=attention[rows, :t], use_cache=True, logits_to_keep=1)
         logits, start = output.logits[:, -1].float(), t  # (B, V)
-        ids[rows, t] = logits.softmax(-1).multinomial(1).squeeze(1) if sample else logits.argmax(-1)
+        ids[rows, t] = draw(logits) if sample else logits.argmax(-1)
         if (t - P) % 16 == 15:  # Drop finished rows, but rarely: this copies the cache.
             unfinished = (~torch.isin(ids[rows, P : t + 1], end_ids).any(1)).nonzero().squeeze(1)
             if len(unfinished) == 0:
@@ -344,14 +347,14 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
         output.register_hook(add_gradients)
 
     hooks = [linear.register_forward_hook(watch) for linear in linears]
-    start = layers[first].register_forward_pre_hook(lambda _, x: probe.update(start=x[0]))
+    hooks += [layers[first].register_forward_pre_hook(lambda _, x: probe.update(start=x[0]))]
     for micro in micros:
         probe["A"] = A_k[:, micro["rows"]]
         logprobs = token_logprobs(model, micro)  # (B, R)
         loglikelihood = (logprobs * micro["mask"]).sum() / num_tokens
         loglikelihood.backward(inputs=probe["start"])  # down to these layers
         micro["old_logprobs"] = logprobs.detach()
-    for hook in [*hooks, start]:
+    for hook in hooks:
         hook.remove()
     return summed(sum((g @ g.T).double() for g in gradients.values()))
 
@@ -404,7 +407,7 @@ def open_log(args, step):
     def log(metrics, step):
         line = {"step": step} | {name: x if math.isfinite(x) else None for name, x in metrics.items()}
         with open(path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), file=file)
         for name, x in metrics.items() if writer else ():
             writer.add_scalar(name, x, step)
         if run:
@@ -415,13 +418,13 @@ def open_log(args, step):
 
 def save_checkpoint(policy, optimizer, state, args):
     """Writes checkpoint.pt. It replaces the last one when complete."""
-    states = get_state_dict(policy, optimizer, options=WHOLE)
+    path, states = f"{args.output_dir}/checkpoint.pt", get_state_dict(policy, optimizer, options=WHOLE)
     states = dict(zip(["model_state_dict", "optim_state_dict"], states))
     checkpoint = {"args": vars(args), "state": vars(state), "states": states}
     checkpoint["origin"] = [ALGORITHM, WORLD, args.objectives]
     if RANK == 0:
-        torch.save(checkpoint, f"{args.output_dir}/checkpoint.tmp")
-        os.replace(f"{args.output_dir}/checkpoint.tmp", f"{args.output_dir}/checkpoint.pt")
+        torch.save(checkpoint, f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
 
 
 def main():
@@ -475,7 +478,6 @@ def main():
 
         # 2. Rollouts: G responses to each problem of the next step
         step, times = step + 1, [clock()]
-        transformers.set_seed(hash((args.seed, step, RANK)) % 2**32)
         problems = rewards.problems_of_step(data["train"], step, args.prompts_per_step, args.seed)
         problems = [problem for problem in problems[RANK::WORLD] for _ in range(G)]
         batch = rollout(actor, tokenizer, problems, args)
@@ -554,10 +556,10 @@ def main():
         if args.checkpoint_every and step % args.checkpoint_every == 0:
             save_checkpoint(policy, optimizer, state, args)
         if args.save_every and step % args.save_every == 0:
-            save_model(policy, actor, tokenizer, f"{args.output_dir}/model-{step}")
+            save_model(policy, tokenizer, f"{args.output_dir}/model-{step}")
 
     bar.close()
-    save_model(policy, actor, tokenizer, f"{args.output_dir}/model")
+    save_model(policy, tokenizer, f"{args.output_dir}/model")
     if RANK == 0:
         print(f"The run is in {args.output_dir}")
         with suppress(ImportError):  # without compare.py

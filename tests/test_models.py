@@ -96,7 +96,7 @@ def test_responses_end_with_the_end_tokens_of_model_and_tokenizer(
     model.save_pretrained(tmp_path / "initial")
     tokenizer.save_pretrained(tmp_path / "initial")
     model, tokenizer = script.load_model(arguments(model=str(tmp_path / "initial")))
-    script.save_model(model, model, tokenizer, tmp_path / "saved")
+    script.save_model(model, tokenizer, tmp_path / "saved")
     settings = json.loads((tmp_path / "saved/generation_config.json").read_text())
     assert settings["eos_token_id"] == model.generation_config.eos_token_id == expected
     assert not {"do_sample", "temperature", "top_k"} & settings.keys()

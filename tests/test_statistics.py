@@ -13,7 +13,7 @@ import torch
 
 RESPONSES = torch.tensor(list(product(range(3), repeat=2)))  # (9, 2)
 REWARD = torch.tensor([0.0, 1.0, 0.2, 0.5, 0.0, 0.0, 0.9, 0.3, 0.0], dtype=torch.float64)
-G = 3
+G, CLIP = 3, {"clip": 0.2, "clip_dual": 3.0}
 
 
 def logits():
@@ -43,7 +43,7 @@ def expected_gradient(script, args, theta):
     for group in product(range(9), repeat=G):
         logprobs = token_logprobs(theta)[list(group)]  # (G, 2)
         A = script.advantage(REWARD[list(group)], torch.full((G,), 2), args)
-        loss, _ = script.policy_loss(logprobs, logprobs.detach(), A, 0.2, 0.2, 3.0)
+        loss, _ = script.policy_loss(logprobs, logprobs.detach(), A, args)
         weight = logprobs.detach().sum().exp() / G
         total -= torch.autograd.grad(weight * loss.sum(), theta)[0]
     return total
@@ -60,7 +60,7 @@ def test_rloo_and_reinforce_are_unbiased(script, baseline, factor):
     keeps its direction.
     """
     theta = logits()
-    expected = expected_gradient(script, Namespace(num_generations=G, baseline=baseline), theta)
+    expected = expected_gradient(script, Namespace(num_generations=G, baseline=baseline, **CLIP), theta)
     assert torch.allclose(expected, factor * true_gradient(theta), rtol=1e-9, atol=1e-12)
 
 
@@ -68,7 +68,7 @@ def test_rloo_and_reinforce_are_unbiased(script, baseline, factor):
 def test_dividing_by_the_standard_deviation_changes_the_direction_of_the_gradient(script):
     """GRPO and REINFORCE++ are biased: the cosine of the expected and the true gradient is 0.962 here."""
     theta = logits()
-    expected = expected_gradient(script, Namespace(num_generations=G, baseline="whiten"), theta)
+    expected = expected_gradient(script, Namespace(num_generations=G, baseline="whiten", **CLIP), theta)
     assert torch.cosine_similarity(expected, true_gradient(theta), 0).item() == pytest.approx(0.962, abs=5e-4)
 
 
