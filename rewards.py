@@ -161,7 +161,7 @@ def read_problems(
 ):
     """
     Returns the problems of `splits`, by name: lists of dictionaries with prompt (text), prompt_ids (tokens),
-    answer (text) and the other columns. Longer prompts are left out. ValueError if the data do not fit.
+    answer (text) and the other columns. Leaves out longer prompts. ValueError if the data do not fit.
 
     suffix: text after each question (None: the paper's for its data). Test and validation use at most
     `max_eval_problems`, evenly spaced. Answers may be missing if no objective has a parameter `answer`.
@@ -263,7 +263,7 @@ def read_row(row, suffix, needs_answer):
     verl = model.get("ground_truth") if isinstance(model, dict) else None
     value = next((x for x in (row.get("answer"), verl, row.get("solution")) if x not in (None, "")), None)
     text = str(value).rpartition("####")[2] if type(value) in (str, int) else ""
-    answer = last_boxed(text, text).lstrip(" ").rstrip()  # A first "\n" may be left of "\nu".
+    answer = last_boxed(text, text).lstrip(" ").rstrip()  # Keep "\n": it may be left of "\nu".
     if not answer and (needs_answer or value is not None):
         raise ValueError(f"answer, ground_truth or solution needs text or an integer, not {value!r:.50}")
     return chat, answer or None

@@ -8,20 +8,20 @@ Multi-Objective Alignment Through Dynamic Reward Weighting", arXiv:2509.11452.
 The policy maximizes w . r_vec, the weighted sum of a response's K rewards. --weighting is one of:
 
     fixed        w is constant: the baseline.
-    hypervolume  w is constant. After a step, the mean performance on the validation split is a point p. Its
+    hypervolume  w is constant. Before step 1 and after each step, p is the mean validation performance. Its
                  gain delta_hv = HV(buffer + p) - HV(buffer) sets the meta reward r_pareto, which multiplies
                  the advantages of the next step (Alg. 1). In step 1, r_pareto is 1.
     gradient     w_k <- w_k exp(lr I_k / mu) / Z before each step's policy updates. The influence
                  I_k = <g_k, sum_j g_j> compares the objectives' policy gradients g_k (Alg. 2).
-    nash         w_k = w0_k / p_k / Z, where w0 are the initial weights and p is the mean performance of the
-                 step's responses. Ours, not the paper's.
+    nash         w_k = w0_k / p_k / Z before each step's policy updates. w0 are the initial weights, and p is
+                 the mean performance of the step's responses. Ours, not the paper's.
 
 Z normalizes w. A performance is a mean reward, except that of conciseness: 1 - length / limit.
 
 Shapes: K objectives, G responses to a problem, N responses of this process in a step, B in a micro-batch,
 P prompt tokens (left-padded), R response tokens (right-padded), T = P + R.
 
-The regions `# --- algorithm: ... ---` are RLOO. The scripts share all other lines.
+Only the regions `# --- algorithm: ... ---` differ from the other scripts.
 """
 # --- end ---
 
@@ -68,14 +68,14 @@ def make_parser():
     flag("weighting", "fixed", "rule for w", ["fixed", "hypervolume", "gradient", "nash"])
     flag("objectives", objectives, "names in rewards.py", rewards.OBJECTIVES, nargs="+", type=str)
     flag("weights", None, "initial w; None: equal", nargs="+", type=float)
-    flag("mu", None, "w's step is lr / mu; None: 10 x initial lr", type=float)
+    flag("mu", 0.0, "w's step is lr / mu; 0: 10 x initial lr")
     flag("influence-scale", "unit", "scale or clip g_k to norm 1", ["unit", "clip"])
     flag("probe-layers", [0.25, 0.75], "part of the depth for g_k", nargs=2, type=float)
     flag("meta-reward-on", "advantage", "what r_pareto multiplies", ["advantage", "reward"])
     flag("hv-scale", 100.0, "factor on delta_hv in Eq. (1)")
-    flag("hv-reference", "worst", "0, or the initial point", ["worst", "initial"])
-    flag("model", str(TINY / "model"), "a folder, or a name on the Hub")
-    flag("dataset", str(TINY / "data"), "a folder, a file, a name on the Hub, math-500, math-algebra")
+    flag("hv-reference", "worst", "worst: 0, initial: first p", ["worst", "initial"])
+    flag("model", str(TINY / "model"), "folder, or name on the Hub")
+    flag("dataset", str(TINY / "data"), "folder, file, name on the Hub, math-500, math-algebra")
     flag("prompt-suffix", None, "text after each problem; None: the paper's on its data")
     flag("max-prompt-tokens", 64, "leave out longer prompts")
     flag("max-new-tokens", 96, "cut off longer responses")
@@ -84,7 +84,7 @@ def make_parser():
     flag("steps", 60, "training steps")
     flag("prompts-per-step", 16, "problems in a step")
     flag("num-generations", 8, "responses to a problem")
-    flag("updates-per-step", 1, "policy updates, which share the problems")
+    flag("updates-per-step", 1, "policy updates; they divide the problems")
     flag("micro-batch-size", 32, "responses in a backward pass")
     flag("rollout-batch-size", 128, "responses generated at once")
     parser.add_argument("--compile", action="store_true", help="compile the decoding, on CUDA")
@@ -116,17 +116,19 @@ def parse_args():
             parser.error(f"--resume: the run has {checkpoint['origin']} (algorithm, processes, objectives)")
 
     K, folder = len({*args.objectives}), f"runs/{ALGORITHM}-{args.weighting}-%Y%m%d-%H%M%S-{os.getpid()}"
-    args.weights = weights = args.weights or [1 / K] * K
+    args.weights = w0 = args.weights or [1 / K] * K
     args.output_dir = args.output_dir or strftime(folder)
-    if not len(args.objectives) == len(weights) == K or min(weights) < 0 or not abs(sum(weights) - 1) < 1e-6:
-        parser.error("--objectives, --weights: give different names, and weights >= 0 that sum to 1")
-    if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(weights) < 3:
+    if not len(args.objectives) == len(w0) == K or min(*w0, args.mu) < 0 or not abs(sum(w0) - 1) < 1e-6:
+        parser.error("--objectives, --weights, --mu: give different names, no number < 0, weights of sum 1")
+    if args.weighting == "gradient" and args.influence_scale == "unit" and np.count_nonzero(w0) < 3:
         parser.error("--influence-scale: two objectives need clip, as unit makes I_1 = I_2")
     if args.num_generations < MIN_GENERATIONS:
         parser.error(f"--num-generations: give at least {MIN_GENERATIONS}")
-    sizes = args.updates_per_step, args.micro_batch_size, args.rollout_batch_size, args.eval_every
-    if min(args.prompts_per_step, *sizes) < 1 or args.prompts_per_step % (args.updates_per_step * WORLD):
-        parser.error(f"--prompts-per-step: give a multiple of {WORLD} x --updates-per-step; sizes > 0")
+    for name, value in vars(args).items():
+        if name.endswith(("per_step", "batch_size", "eval_every")) and value < 1:
+            parser.error(f"--{name.replace('_', '-')}: give at least 1")
+    if args.prompts_per_step % (args.updates_per_step * WORLD):
+        parser.error("--prompts-per-step: give a multiple of --updates-per-step x processes")
     if os.path.exists(args.output_dir) and args.output_dir != args.resume:
         parser.error(f"--output-dir: {args.output_dir} exists; see --resume")
     return args, checkpoint
@@ -266,7 +268,7 @@ def token_logprobs(model, micro):
     # A cache of bfloat16 weights would outlive FSDP's weights.
     with torch.autocast(ids.device.type, torch.bfloat16, ids.is_cuda, cache_enabled=False):
         logits = model(**inputs, logits_to_keep=R + 1).logits  # (B, R + 1, V)
-    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # The last is a dummy: slicing logits copies them.
+    tokens = nn.functional.pad(ids[:, -R:], (0, 1))  # Add a dummy: slicing logits would copy them.
 
     def chosen_logprobs(logits, tokens):  # (M, V), (M,) -> (M,)
         return logits.gather(-1, tokens[:, None]).squeeze(-1).float() - logits.float().logsumexp(-1)
@@ -352,7 +354,7 @@ def gram_matrix(model, micros, A_k, num_tokens, probe_layers):
         probe["A"] = A_k[:, micro["rows"]]
         logprobs = token_logprobs(model, micro)  # (B, R)
         loglikelihood = (logprobs * micro["mask"]).sum() / num_tokens
-        loglikelihood.backward(inputs=probe["start"])  # down to these layers
+        loglikelihood.backward(inputs=probe["start"])  # not below these layers
         micro["old_logprobs"] = logprobs.detach()
     for hook in hooks:
         hook.remove()
@@ -447,9 +449,9 @@ def main():
         data = rewards.read_problems(args.dataset, ["train", "validation", "test"], tokenizer, *options)
     optimizer = torch.optim.AdamW(policy.parameters())
     w0 = torch.tensor(args.weights, dtype=torch.float64)
-    state = dict(step=0, metrics={}, weights=w0, r_pareto=1.0, buffer=[], test_points=[], total_length=0.0)
+    state = dict(step=0, metrics={}, weights=w0, buffer=[], test_points=[], total_length=0.0)
     if checkpoint:
-        state = checkpoint["state"] | {"r_pareto": 1.0}
+        state = checkpoint["state"]
         set_state_dict(policy, optimizer, **checkpoint["states"], options=WHOLE)
         copy_weights(policy, actor)
     state = argparse.Namespace(**state)
@@ -458,14 +460,14 @@ def main():
 
     while True:
         # 1. Evaluation after `step` steps. In Alg. 1, it sets r_pareto of the next step.
-        step, metrics, start = state.step, state.metrics, clock()
+        step, metrics, r_pareto, start = state.step, state.metrics, 1.0, clock()
         transformers.set_seed(hash((args.seed, step, RANK)) % 2**32)
         if args.weighting == "hypervolume":
             p = evaluate(actor, tokenizer, data["validation"], "val", step, metrics, args)
             if state.buffer:
                 reference_point = state.buffer[0] if args.hv_reference == "initial" else zeros
                 metrics["delta_hv"] = contribution(p, state.buffer, reference_point)
-                state.r_pareto = meta_reward(metrics["delta_hv"], args.hv_scale)
+                r_pareto = meta_reward(metrics["delta_hv"], args.hv_scale)
             state.buffer.append(p)
         metrics["time/validate"] = clock() - start
         if step % args.eval_every == 0 or step >= args.steps:
@@ -495,7 +497,7 @@ def main():
         # 4. Weights, and the log-probabilities before the updates
         weights = (state.weights if args.weighting == "gradient" else w0).to(device)
         lr = args.learning_rate * (1 - (step - 1) / args.steps) ** args.lr_power
-        metrics = {"learning_rate": lr, "r_pareto": state.r_pareto}
+        metrics = {"learning_rate": lr, "r_pareto": r_pareto}
         updates = split_updates(batch, U, args.micro_batch_size)
         micros = [micro for update in updates for micro in update]
         if args.weighting == "gradient":  # Alg. 2. The rewards of each objective are normalized alone.
@@ -515,11 +517,11 @@ def main():
             weights = nash_weights(weights, weights.new_tensor(p))
         times.append(clock())
 
-        # 5. Advantages, times r_pareto. On the reward, GRPO and REINFORCE++ normalize it away.
+        # 5. Advantages, times r_pareto. In r, GRPO and REINFORCE++ would divide it out.
         r = weights @ r_vec  # (N,)
-        A = state.r_pareto * advantage(r, lengths, args)  # (N,)
+        A = r_pareto * advantage(r, lengths, args)  # (N,)
         if args.meta_reward_on == "reward":
-            A = advantage(state.r_pareto * r, lengths, args)
+            A = advantage(r_pareto * r, lengths, args)
 
         # 6. Policy updates: means over tokens. FSDP and the metrics average over processes, hence / WORLD.
         optimizer.param_groups[0]["lr"] = lr

@@ -102,7 +102,7 @@ def separate_passes(model, weights, micros, A_k, num_tokens):
             objective = (A[micro["rows"], None] * logprobs * micro["mask"]).sum() / num_tokens
             parts.append(torch.cat([g.flatten() for g in torch.autograd.grad(objective, weights)]))
         gradients.append(sum(parts))
-    gradients = torch.stack(gradients)
+    gradients = torch.stack(gradients).double()  # A sum over millions of products in float32 is not exact.
     return gradients @ gradients.T
 
 

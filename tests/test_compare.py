@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import subprocess
 import sys
 import warnings
 
@@ -112,15 +110,6 @@ def test_summary_never_fails(tmp_path, monkeypatch):
 
 
 # Pictures
-
-
-def test_neither_display_nor_matplotlibrc_matters(tmp_path):
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: missing\n")
-    environment = os.environ | {"MPLBACKEND": "tkagg", "DISPLAY": "", "MATPLOTLIBRC": str(tmp_path)}
-    command = [sys.executable, compare.__file__, write_run(tmp_path / "A")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 2)
-    assert (tmp_path / "fronts.png").exists()
 
 
 @pytest.mark.parametrize("number, K", [(1, 2), (2, 3), (5, 4), (8, 2), (40, 2)])

@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 import re
-from decimal import Decimal
 
 import datasets
 import numpy
@@ -125,26 +124,20 @@ def test_rows_need_an_answer_only_if_an_objective_has_a_parameter_answer(read, t
 
 
 ANSWER, QUESTION, FILE = "^row 1 .train.: answer", "^row 1 .train.: prompt", "data cannot be read"
-BAD_ANSWERS = [1e-05, True, ["7"], None, "", r"\boxed{ }", {"value": "7"}, float("nan")]
+BAD_ANSWERS = [1e-05, True, ["7"], None, r"\boxed{ }"]
 REFUSED = {str(x): ([{**ROW, "answer": x}], ANSWER) for x in BAD_ANSWERS}  # {name: (rows, message)}
-BAD_QUESTIONS = [12, " ", [], ["1?"], str(CHAT), [{"role": "user", "content": CHAT}], [*CHAT, CHAT[0]], [{}]]
+BAD_QUESTIONS = [12, " ", [], str(CHAT), [{"role": "user", "content": CHAT}], [*CHAT, CHAT[0]]]
 REFUSED |= {str(x): ([{"prompt": x, "answer": "2"}], QUESTION) for x in BAD_QUESTIONS}
 REFUSED |= {
     "text and floats": ([ROW, {**ROW, "answer": "x"}, {**ROW, "answer": 0.5}], "^row 3 .train.: answer.*0.5"),
     "dates": ([{**ROW, "answer": f"2024-03-0{i}"} for i in (1, 2)], f"{ANSWER}.*text.*datetime"),
-    "other names": ([{"Problem": "1?", "Answer": "2"}], QUESTION),
     "semicolons.csv": ("problem;answer\n1?;2\n", QUESTION),
     "commas.csv": ("problem,answer\nf(1,2)?,3\nf(2,2)?,4\n", f"{FILE}.*quotes"),
-    "comma in row 1.csv": ("problem,answer\nf(1,2)?,3\n1?,4\n", f"{FILE}.*quotes"),
     "comma in row 2.csv": ("problem,answer\n1?,3\nf(1,2)?,4\n", f"{FILE}.*line 3"),
     "utf-16": ('{"problem": "Co\u00fbt?", "answer": "2"}\n'.encode("utf-16"), f"{FILE}.*UTF-8"),
-    "latin-1": (b'{"problem": "Co\xfbt?", "answer": "2"}\n', f"{FILE}.*UTF-8"),
     "half a row": (b'{"problem": "1?"}\n{"problem": \n', f"{FILE}.*row 1"),
-    "empty": (b"", FILE),
     "broken.parquet": (b"PAR1", FILE),
     "tabs.tsv": ("problem\tanswer\n1?\t2\n", f"{FILE}.*csv.*tsv"),
-    "float32.parquet": (pyarrow.array(numpy.float32([16.2])), ANSWER),
-    "decimal.parquet": (pyarrow.array([Decimal("2.50")]), ANSWER),
     "date.parquet": (pyarrow.array([datetime.date(2024, 3, 1)]), ANSWER),
 }
 
@@ -191,18 +184,8 @@ def test_the_split_of_a_file_is_that_of_its_name(read, tmp_path, names):
             read(tmp_path / "data")
 
 
-ODD = ["<answer> 7 </answer>", "**7**", '["7"]', "[7]", '"7"', "7.", "7.0", "5 cm", "60°", "25%", "}2", "{2"]
-ODD += [
-    "Answer: 7",
-    "It depends on the value.",
-    "\frac{1}{2}",
-    "x\neq 0",
-    "\nu",
-    "\times",
-    "\boxed{7}",
-    "2)?",
-]
-ODD += ["1e-05", "−7"]
+ODD = ["<answer> 7 </answer>", "**7**", "[7]", '"7"', "7.0", "5 cm", "60°", "25%", "{2", "1e-05", "−7", "2)?"]
+ODD += ["Answer: 7", "It depends on the value.", "\frac{1}{2}", "\nu", "\boxed{7}"]
 USUAL = ["7", r"\frac{1}{2}", r"5\text{ cm}", r"\text{Monday}", "$7$", r"\sin x + \cos y", "[1,7]", "(-2,7]"]
 USUAL += [r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", "New York City", "2,125", r"25\%", "10:30", r"\{1, 2\}"]
 
@@ -269,38 +252,20 @@ def test_evaluations_use_at_most_so_many_evenly_spaced_problems(read, tmp_path, 
     assert len(read(tmp_path, max_eval_problems=most)) == 10
 
 
-DATA = ROOT.parent / "shared/data"
-SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
-SOURCES = {"math500": ("math-500", "HuggingFaceH4/MATH-500")}
-SOURCES["mathlighteval"] = ("math-algebra", "DigitalLearningGmbH/MATH-lighteval", "algebra")
-
-
-@pytest.mark.parametrize("stem", SOURCES)
-@pytest.mark.skipif(not DATA.exists(), reason="the paper's data are missing")
-def test_the_papers_datasets_by_their_short_names(stem, tokenizer, monkeypatch):
-    """The rows on the Hub, in their order, give the paper's files: the same prompts, answers and splits."""
-    name, *source = SOURCES[stem]
-    load, paper, sources = datasets.load_dataset, {}, []
-    for split, end in {"train": "train", "test": "test", "validation": "val"}.items():
-        file = f"{DATA}/{stem}-{end}.parquet"
-        paper[split] = list(load("parquet", data_files=file, split="train", streaming=True))
-        for row in paper[split]:
-            row["text"] = row.pop("prompt")[0]["content"]
-            row["problem"] = row["text"].removesuffix(SUFFIX)
-    if stem == "math500":
-        place = {i: row for split, numbers in permuted(500).items() for i, row in zip(numbers, paper[split])}
-        hub = {"test": [place[i] for i in range(500)]}
-    else:
-        hub = {"train": paper["train"], "test": paper["validation"] + paper["test"]}
-    tables = datasets.DatasetDict({split: datasets.Dataset.from_list(rows) for split, rows in hub.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *source: sources.append(source) or tables)
-    monkeypatch.setattr(tokenizer, "chat_template", None)
-    problems = rewards.read_problems(name, list(paper), tokenizer, 10**6)
-    for split, rows in paper.items():
-        assert [problem["prompt"] for problem in problems[split]] == [row["text"] + "\n" for row in rows]
-        assert answers(problems[split]) == [row["reward_model"]["ground_truth"].strip() for row in rows]
-    [first] = rewards.read_problems(name, ["test"], tokenizer, 10**6, "!", max_eval_problems=1)["test"]
-    assert first["prompt"] == first["problem"] + "!\n" and sources == [tuple(source)] * 2
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        ("math-500", ["HuggingFaceH4/MATH-500"]),
+        ("math-algebra", ["DigitalLearningGmbH/MATH-lighteval", "algebra"]),
+    ],
+)
+def test_the_papers_datasets_have_short_names_and_the_papers_suffix(read, monkeypatch, name, source):
+    tables, sources = {"train": datasets.Dataset.from_list([ROW])}, []
+    tables["test"] = tables["train"]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *source: sources.append([*source]) or tables)
+    text = r"1+1? Let's think step by step and output the final answer within \boxed{}.<|im_end|>"
+    assert text in read(name, limit=99)[0]["prompt"] and "1+1?!<" in read(name, suffix="!")[0]["prompt"]
+    assert sources == [source] * 2
 
 
 @pytest.fixture

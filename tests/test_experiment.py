@@ -218,17 +218,6 @@ def test_runs_are_what_their_names_say():
         assert any(float(row["r_pareto"]) != 1 for row in rows[1:]) == (weighting == "hypervolume")
 
 
-@pytest.mark.parametrize("old, new", [("seed,step", "seed"), ("925", "x"), ("1,60,", "1,50,"), ("0.925", "")])
-def test_a_damaged_csv_ends_in_one_line(tmp_path, monkeypatch, capsys, old, new):
-    path = tmp_path / "study.csv"
-    path.write_text((FOLDER / "eight_tasks.csv").read_text().replace(old, new, 1))
-    monkeypatch.setattr(report, "EIGHT_TASKS", studies.EIGHT_TASKS | {"results": path})
-    with pytest.raises(SystemExit) as error:
-        report.main()
-    [line] = capsys.readouterr().err.splitlines()
-    assert error.value.code == 2 and str(path) in line
-
-
 def test_a_run_is_recorded_and_continues(tmp_path, monkeypatch):
     """Two steps on the embedded task, with four objectives, by the training script."""
     study = studies.EIGHT_TASKS | {"results": tmp_path / "study.csv", "tasks": {"embedded": 4}, "seeds": [7]}

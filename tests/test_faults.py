@@ -25,8 +25,9 @@ BAD = [
     ["--objectives", "accuracy", "accuracy"],
     ["--weights", "0.3", "0.3", "0.3"],
     ["--weights", "1.5", "-0.5", "0"],
-    ["--prompts-per-step", "0"],
-    ["--updates-per-step", "3"],  # of 4 problems
+    ["--micro-batch-size", "0"],
+    ["--updates-per-step", "0"],
+    ["--updates-per-step", "2", "--prompts-per-step", "5"],
     ["--output-dir", "{run}"],
     ["--weighting", "gradient", "--objectives", "accuracy", "clarity", "--influence-scale", "unit"],
 ]

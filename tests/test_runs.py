@@ -1,7 +1,6 @@
 """Protects runs of the scripts: training, evaluation, and what they write."""
 
 import argparse
-import importlib
 import json
 import math
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from conftest import (
     POLICY_IS_SAVED,
-    SCRIPTS,
     changes,
     compare_saved_model,
     read_lines,
@@ -171,17 +169,6 @@ def test_a_step_is_that_of_a_plain_loop(run, script, folders, monkeypatch, weigh
         assert (expected - before).abs().max() > 1e-4
 
 
-def test_with_the_same_advantages_and_no_kl_all_scripts_take_the_same_step(run_script, monkeypatch):
-    monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)  # AdamW hides the scale of a gradient.
-    runs = []
-    for name in SCRIPTS:
-        script = importlib.import_module(name)
-        monkeypatch.setattr(script, "advantage", lambda r, lengths, args: r - lengths / 10)
-        flags = ["--steps", "1", "--learning-rate", "1", *without_kl(script)]
-        runs.append(run_script(script, *flags, "--weighting", "gradient", name=name)[1])
-    assert is_same(runs[0], runs[1]) and is_same(runs[0], runs[2])
-
-
 @shared
 def test_each_group_holds_the_responses_to_one_problem_with_its_answer(run, folders, monkeypatch, script):
     """The mean length is that of all training rollouts so far."""
@@ -211,18 +198,6 @@ def test_equal_rewards_in_a_group_give_no_gradient(run, script):
         rewards.OBJECTIVES[name] = lambda value=value, **_: value
     metrics, _ = run("--num-generations", "7", "--steps", "1", *without_kl(script))
     assert metrics[1]["grad_norm"] < 1e-6
-
-
-def test_the_meta_reward_scales_the_step_if_it_is_on_the_advantage(run, script, monkeypatch):
-    """On the reward, it has an effect in RLOO only: GRPO and REINFORCE++ divide by a standard deviation."""
-    norms, flags = [], ["--weighting", "hypervolume", *without_kl(script)]
-    for r_pareto, place in ((1.0, "advantage"), (1.9, "advantage"), (1.9, "reward")):
-        monkeypatch.setattr(script, "meta_reward", lambda *_, r_pareto=r_pareto: r_pareto)
-        metrics, _ = run(*flags, "--meta-reward-on", place, name=f"{place}-{r_pareto}")
-        norms.append(metrics[2]["grad_norm"])
-    assert norms[1] / norms[0] == pytest.approx(1.9, rel=1e-3)
-    expected = 1.9 if script.__name__ == "rloo_dynw" else 1.0
-    assert norms[2] / norms[0] == pytest.approx(expected, rel=1e-3)
 
 
 @shared
