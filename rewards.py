@@ -21,11 +21,13 @@ import inspect
 import math
 import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import datasets
 import jinja2
 import torch
+from pandas.errors import ParserWarning
 
 OBJECTIVES = {}
 # Evaluations, hypervolume and Nash weighting use the performance: the reward, or a function here. Conciseness
@@ -37,7 +39,7 @@ PAPER_DATASETS = {"math-500": "HuggingFaceH4/MATH-500"}
 PAPER_DATASETS["math-algebra"] = "DigitalLearningGmbH/MATH-lighteval:algebra"
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 READERS = {".json": {"path": "json"}, ".jsonl": {"path": "json"}, ".parquet": {"path": "parquet"}}
-READERS[".csv"] = {"path": "csv", "na_filter": False, "converters": {"answer": str}}  # keeps 007 and None
+READERS[".csv"] = {"path": "csv", "na_filter": False, "index_col": False, "converters": {"answer": str}}
 
 
 def objective(function):
@@ -174,7 +176,7 @@ def read_problems(
     problems = {}
     for split in splits:
         if not data.get(split):
-            raise ValueError(f"{dataset} has no split {split}, but {', '.join(data) or 'none'}")
+            raise ValueError(f"{dataset} has no rows in split {split}; its splits: {', '.join(data)}")
         rows = []
         for number, row in data[split]:
             try:
@@ -208,13 +210,13 @@ def load_splits(dataset):
     try:
         for split, table in load_tables(dataset):
             rows = splits.setdefault(re.sub(r"^(val|valid|dev)$", "validation", split), [])
-            rows += enumerate(table.with_format(None), 1)
-            has_surplus = table.builder_name == "csv" and "__index_level_0__" in str(rows[-1:])
-            if has_surplus or isinstance((table.features or {}).get("answer"), datasets.ClassLabel):
-                raise ValueError("write answers as text, and in csv put quotes around text with commas")
+            with warnings.catch_warnings(action="error", category=ParserWarning):  # unquoted commas
+                rows += enumerate(table.with_format(None), 1)
+            if isinstance((table.features or {}).get("answer"), datasets.ClassLabel):
+                raise ValueError("write answers as text")
     except Exception as error:  # Each reader has its own exceptions.
-        cause = error.__cause__ or error
-        raise ValueError(f"{dataset} cannot be read as UTF-8 csv, json or parquet: {cause!r:.400}") from None
+        reason = f"cannot be read as UTF-8 csv (quoted), json, parquet: {error.__cause__ or error!r:.400}"
+        raise ValueError(f"{dataset} {reason}") from None
 
     if len(splits) == 1:
         [rows] = splits.values()

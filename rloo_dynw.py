@@ -79,7 +79,8 @@ def make_parser():
     flag("prompt-suffix", None, "text after each problem; None: the paper's on its data")
     flag("max-prompt-tokens", 64, "leave out longer prompts")
     flag("max-new-tokens", 96, "cut off longer responses")
-    flag("device", "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda", ["cpu", "cuda"])
+    devices = ["cuda", "cpu"][1 - torch.cuda.is_available() :]
+    flag("device", devices[0], "cpu, cuda", devices)
     flag("seed", 1, "of all random numbers")
     flag("steps", 60, "training steps")
     flag("prompts-per-step", 16, "problems in a step")
@@ -96,8 +97,8 @@ def make_parser():
     flag("eval-every", 5, "steps between evaluations")
     flag("max-eval-problems", None, "test and validation problems; None: all", type=int)
     flag("checkpoint-every", 0, "steps between checkpoints; 0: none")
-    flag("save-every", 0, "steps between models; 0: only the last")
-    flag("output-dir", None, "None: a new folder in runs")
+    flag("save-every", 0, "steps between models; 0: the last")
+    flag("output-dir", None, "None: a new one in runs")
     flag("resume", None, "folder of a run to continue; flags override its own")
     flag("report-to", "none", "also log to a tracker", ["none", "tensorboard", "wandb"])
     return parser
@@ -125,7 +126,7 @@ def parse_args():
     if args.num_generations < MIN_GENERATIONS:
         parser.error(f"--num-generations: give at least {MIN_GENERATIONS}")
     for name, value in vars(args).items():
-        if name.endswith(("per_step", "batch_size", "eval_every")) and value < 1:
+        if name.endswith(("per_step", "batch_size", "new_tokens", "eval_every")) and value < 1:
             parser.error(f"--{name.replace('_', '-')}: give at least 1")
     if args.prompts_per_step % (args.updates_per_step * WORLD):
         parser.error("--prompts-per-step: give a multiple of --updates-per-step x processes")

@@ -132,7 +132,7 @@ REFUSED |= {
     "text and floats": ([ROW, {**ROW, "answer": "x"}, {**ROW, "answer": 0.5}], "^row 3 .train.: answer.*0.5"),
     "dates": ([{**ROW, "answer": f"2024-03-0{i}"} for i in (1, 2)], f"{ANSWER}.*text.*datetime"),
     "semicolons.csv": ("problem;answer\n1?;2\n", QUESTION),
-    "commas.csv": ("problem,answer\nf(1,2)?,3\nf(2,2)?,4\n", f"{FILE}.*quotes"),
+    "commas.csv": ("answer,problem\n0,If 1, what?\n1,If 2, what?\n", f"{FILE}.*quoted.*header"),
     "comma in row 2.csv": ("problem,answer\n1?,3\nf(1,2)?,4\n", f"{FILE}.*line 3"),
     "utf-16": ('{"problem": "Co\u00fbt?", "answer": "2"}\n'.encode("utf-16"), f"{FILE}.*UTF-8"),
     "half a row": (b'{"problem": "1?"}\n{"problem": \n', f"{FILE}.*row 1"),
@@ -180,7 +180,7 @@ def test_the_split_of_a_file_is_that_of_its_name(read, tmp_path, names):
         splits = [{*answers(read(tmp_path / "data", split))} for split in ("train", "test", "validation")]
         assert splits == [{"tr"}, {"te"}, {"te"}]
     else:
-        with pytest.raises(ValueError, match="data has no split train"):
+        with pytest.raises(ValueError, match="data has no rows in split train"):
             read(tmp_path / "data")
 
 

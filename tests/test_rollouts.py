@@ -137,6 +137,16 @@ def test_finished_rows_leave_the_batch(script, lengths, sizes):
 
 
 @shared
+def test_tokens_are_drawn_with_the_probabilities_of_their_logits(script):
+    """The second of five tokens is impossible. The frequencies are within five standard deviations."""
+    logits, n = torch.tensor([2.0, -torch.inf, 0.0, 1.0, -3.0]), 300_000
+    torch.manual_seed(0)
+    frequencies = script.draw(logits.expand(n, -1)).bincount(minlength=5) / n
+    p = logits.double().exp() / logits.double().exp().sum()
+    assert ((frequencies - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+@shared
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ["Qwen3", "GPT-2", "Mistral, window"])
 def test_sampled_tokens_follow_the_distribution_that_is_scored(script, tokenizer, tmp_path, name, compiled):
