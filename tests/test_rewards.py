@@ -1,6 +1,5 @@
 """Protects what the objectives reward: the verdicts of the paper's code, and the rules of rewards.py."""
 
-import functools
 import json
 import time
 from pathlib import Path
@@ -113,15 +112,6 @@ def test_an_objective_gets_all_arguments_and_columns(objectives):
     [row] = score(["accuracy", "brevity"], [r"\boxed{4} ."], [problem], [5], 10.0, 3)
     assert row == [1.0, 3212.5]
     assert brevity("", "", 1, 1, 0, 0) == 1  # The decorator returns the function.
-
-
-def test_an_objective_of_ones_own_may_replace_one(objectives):
-    @objective
-    def accuracy(response, answer, **_):
-        return float(response.rpartition("####")[2].strip() == answer)
-
-    objectives["clarity"] = functools.partial(lambda response, word, **_: float(word in response), word="so")
-    assert score(["accuracy", "clarity"], ["so #### 2"], [{"answer": "2"}], [1], 1.0) == [[1.0, 1.0]]
 
 
 HALVES = [numpy.float32(0.5), torch.tensor([0.5]), "0.5"]
