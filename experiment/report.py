@@ -17,14 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis import (  # noqa: E402
     DEFAULTS,
     DYNAMIC,
-    best_fixed,
     comparisons,
     measure_all,
     read_evaluations,
     regrets,
-    task_means,
 )
-from studies import ABLATIONS, EIGHT_TASKS, FOLDER, STUDIES  # noqa: E402
+from studies import FOLDER, STUDIES  # noqa: E402
 
 from hypervolume import pareto_front  # noqa: E402
 
@@ -56,8 +54,8 @@ explains them.
 ## Eight tasks
 
 [PLAN.md](PLAN.md) defines the measures and the tests. A cell of the first two tables has the mean and the
-largest regret over the tasks. Less is better. The two weightings that were run on one task only are in the
-last table of this section. The plan calls efficiency-focused weights `less accuracy`.
+largest regret over the tasks. Less is better. Two weightings that were run on one task only are left out. The
+plan calls efficiency-focused weights `less accuracy`.
 
 ![Regret of each weighting on each task](regrets.png)"""
 COMPARISONS = """\
@@ -68,9 +66,6 @@ EARLIER_TEXT = """\
 Mean areas over five seeds, from [results.csv](results.csv), ± half the width of the 95% confidence interval.
 The last column has the mean weight of conciseness divided by that of accuracy, in steps 30 to 60 of the runs
 of the first column."""
-ABLATIONS_TEXT = """\
-Ablations, with GRPO on the embedded task. Numbers are means of three seeds after 60 steps. Their differences
-were not tested."""
 
 
 # Tables
@@ -136,17 +131,6 @@ def sampled_sentence(runs):
     )
 
 
-def task_table(runs):
-    """Returns a table of the best fixed weights of each task, their area, and all regrets by area."""
-    regret, best, means = regrets(runs, "area"), best_fixed(runs, "area"), task_means(runs, "area")
-    names = ordered(regret)
-    rows = [["task", "best fixed weights", "their area", *(TITLES.get(name, name) for name in names)]]
-    for task in regret.index:
-        cells = ["" if np.isnan(x) else number(x) for x in regret.loc[task, names]]
-        rows.append([task, TITLES.get(best[task], best[task]), number(means.loc[task, best[task]]), *cells])
-    return markdown_table(rows)
-
-
 def reference_sentence(evaluations):
     """Returns a sentence on the regrets by area with other reference points of the hypervolume."""
     orders, verdicts = [], []
@@ -187,21 +171,6 @@ def earlier_table(evaluations):
         cells = [areas.loc[key, "interval"] if key in areas.index else "" for key in keys]
         w_accuracy, w_conciseness = weights.loc[keys[0]]
         rows.append([name, *cells, f"{w_conciseness / w_accuracy:.2f}"])
-    return markdown_table(rows)
-
-
-def ablation_table(evaluations):
-    """Returns a table of the ablations, in the order of studies.py."""
-    volumes = measure_all(evaluations).groupby("weighting")["hypervolume"].mean()
-    last = evaluations[evaluations["step"] == evaluations["step"].max()].groupby("weighting")
-    last = last[["accuracy", *(f"w_{name}" for name in COLOURS)]].mean()
-    r_pareto = evaluations[evaluations["step"] > 0].groupby("weighting")["r_pareto"].mean()
-
-    rows = [["weighting", "hypervolume", "accuracy", "weights at the end", "mean r_pareto"]]
-    for name in ABLATIONS:
-        accuracy, *weights = last.loc[name]
-        cells = [number(volumes[name]), number(accuracy), " ".join(f"{w:.2f}" for w in weights)]
-        rows.append([name, *cells, f"{r_pareto[name]:.2f}"])
     return markdown_table(rows)
 
 
@@ -275,8 +244,8 @@ def draw_headline(evaluations):
 # The report
 
 
-def report(study, earlier, ablations):
-    """Returns RESULTS.md. earlier: the evaluations of each of the studies with five seeds."""
+def report(study, earlier):
+    """Returns RESULTS.md, from evaluations. earlier: those of each of the studies with five seeds."""
     runs = measure_all(study)
     parts = [
         INTRODUCTION,
@@ -290,12 +259,8 @@ def report(study, earlier, ablations):
         comparison_table(runs, "box"),
         sampled_sentence(runs),
         reference_sentence(study),
-        "Regret by area on each task:",
-        task_table(runs),
         EARLIER_TEXT,
         earlier_table(pandas.concat(earlier)),
-        ABLATIONS_TEXT,
-        ablation_table(ablations),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -303,16 +268,14 @@ def report(study, earlier, ablations):
 @matplotlib.rc_context(STYLE)
 def main():
     try:
-        study = read_evaluations(EIGHT_TASKS)
-        earlier = [read_evaluations(STUDIES[name]) for name in ("algorithms", "control", "other-task")]
-        ablations = read_evaluations(STUDIES["ablations"])
+        study, algorithms, control, other = map(read_evaluations, STUDIES.values())
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
-    (FOLDER / "RESULTS.md").write_text(report(study, earlier, ablations))
+    (FOLDER / "RESULTS.md").write_text(report(study, [algorithms, control, other]))
     draw_regrets(measure_all(study)).savefig(FOLDER / "regrets.png", dpi=120)
-    draw_headline(earlier[0]).savefig(FOLDER / "headline.png", dpi=120)
+    draw_headline(algorithms).savefig(FOLDER / "headline.png", dpi=120)
 
 
 if __name__ == "__main__":

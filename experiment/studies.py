@@ -38,18 +38,6 @@ EARLIER = {
     "nash": "--weighting nash",
 }
 CONTROL = {"clarity-focused": "--weights 0.25 0.25 0.5"}  # It was added after the other runs had been seen.
-ABLATIONS = {
-    **{name: EARLIER[name] for name in ("balanced", "hypervolume", "gradient")},
-    "hypervolume, r_pareto on the reward": "--weighting hypervolume --meta-reward-on reward",
-    "hypervolume, scale 1": "--weighting hypervolume --hv-scale 1",
-    "hypervolume, scale 2048": "--weighting hypervolume --hv-scale 2048",
-    "hypervolume, from the initial model": "--weighting hypervolume --hv-reference initial",
-    "gradient, clipped": "--weighting gradient --influence-scale clip",
-    "gradient, mu / 10": "--weighting gradient --mu 2e-5",
-    "gradient, mu x 10": "--weighting gradient --mu 2e-3",
-    "gradient, all layers": "--weighting gradient --probe-layers 0 1",
-    "gradient, last layer": "--weighting gradient --probe-layers 0.75 1",
-}
 
 
 # Studies
@@ -90,7 +78,6 @@ STUDIES = {
     "algorithms": ALGORITHMS,
     "control": ON_GRPO | {"weightings": lambda K: CONTROL},
     "other-task": ON_GRPO | {"tasks": {"other": 3}, "weightings": lambda K: EARLIER | CONTROL, "steps": 180},
-    "ablations": ON_GRPO | {"weightings": lambda K: ABLATIONS, "seeds": [1, 2, 3], "steps": 60},
 }
 
 

@@ -129,16 +129,6 @@ def test_the_tables_of_comparisons(regrets, measure, start):
         assert cells == [f"{d.mean():.3f}", str((d < 0).sum()), *(f"{p:.2g}" for p in p_values)]
 
 
-def test_the_table_of_tasks(regrets):
-    titles, *rows = table("Regret by area on each task")
-    best = regrets_of(area)[1]
-    assert [(row[0], NAMES.get(row[1], row[1])) for row in rows] == list(best.items())
-    for task, _, value, *cells in rows:
-        assert value == f"{fmean(area(STUDY[task, best[task], seed]) for seed in '23'):.3f}"
-        expected = [regrets["area"][NAMES.get(title, title)].get(task, np.nan) for title in titles[3:]]
-        assert [float(x or "nan") for x in cells] == pytest.approx(expected, abs=0.00051, nan_ok=True)
-
-
 def test_the_sentences(regrets):
     tests = compare(regrets["sampled_area"], "balanced").items()
     numbers = [f"{test[0].mean():.3f} ({name}, p = {test[1]:.2g})" for name, test in tests]
@@ -167,21 +157,11 @@ def test_the_tables_of_earlier_runs():
         weights = [sum(float(row[f"w_{k}"]) for row in middle) for k in ("conciseness", "accuracy")]
         assert middle[0]["step"] == "30" and ratio == f"{weights[0] / weights[1]:.2f}"
 
-    for name, *cells in table("Ablations, with GRPO")[1:]:
-        runs = [EARLIER["embedded", "grpo", name, seed][:7] for seed in "123"]
-        weights = [fmean(float(run[-1][f"w_{k}"]) for run in runs) for k in studies.OBJECTIVES[:3]]
-        assert cells == [
-            f"{fmean(volumes(points_of(run))[-1] for run in runs):.3f}",
-            f"{fmean(float(run[-1]['accuracy']) for run in runs):.3f}",
-            " ".join(f"{w:.2f}" for w in weights),
-            f"{fmean(float(row['r_pareto']) for run in runs for row in run[1:]):.2f}",
-        ]
-
 
 def test_report_writes_results_md():
     frames = {name: analysis.read_evaluations(study) for name, study in studies.STUDIES.items()}
     earlier = [frames[name] for name in ("algorithms", "control", "other-task")]
-    assert report.report(frames["eight-tasks"], earlier, frames["ablations"]) == RESULTS
+    assert report.report(frames["eight-tasks"], earlier) == RESULTS
     left, *_ = report.draw_headline(earlier[0]).axes
     last = EARLIER["embedded", "grpo", "gradient", "4"][-1]
     ends = [line.get_ydata()[-1] for line in left.lines]
