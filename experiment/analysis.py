@@ -148,6 +148,12 @@ def tests_of_means(differences):
     return table
 
 
+def paired_differences(runs, measure, pair):
+    """Returns the differences of PLAN-2.md between two weightings, by task: means over all seeds."""
+    means = task_means(runs, measure, seed=None)
+    return means[pair[0]] - means[pair[1]]
+
+
 def comparisons(regret, default=None):
     """Tests the regrets of the dynamic weightings minus those of a default (None: the best fixed weights)."""
     differences = regret[DYNAMIC]

@@ -18,9 +18,12 @@ from analysis import (  # noqa: E402
     DEFAULTS,
     DYNAMIC,
     comparisons,
+    holm,
     measure_all,
+    paired_differences,
     read_evaluations,
     regrets,
+    sign_flip_p,
 )
 from studies import FOLDER, STUDIES  # noqa: E402
 
@@ -35,6 +38,8 @@ MEASURES = {
 TITLES = {"less accuracy": "efficiency-focused"}  # as the paper calls these weights
 OLD_TASKS = ["embedded", "other"]  # Results of other runs on these tasks were known before the study.
 REFERENCE_POINTS = [-0.05, -0.1, -0.25]
+PAIRS = [("nash", "balanced"), ("gradient", "balanced"), ("nash", "gradient")]
+HYPOTHESES = {"H1": ("area", PAIRS[0]), "H2": ("sampled_area", PAIRS[1])}  # of PLAN-2.md
 EARLIER_COLUMNS = [("embedded", "grpo"), ("embedded", "rloo"), ("embedded", "reinforce"), ("other", "grpo")]
 COLOURS = {"accuracy": "#CC79A7", "conciseness": "#E69F00", "clarity": "#56B4E9"}
 GREEN, GREY = "#009E73", "0.5"
@@ -53,13 +58,20 @@ explains them.
 
 ## Eight tasks
 
-[PLAN.md](PLAN.md) defines the measures and the tests. A cell of the first two tables has the mean and the
-largest regret over the tasks. Less is better. Two weightings that were run on one task only are left out. The
-plan calls efficiency-focused weights `less accuracy`.
+[PLAN.md](PLAN.md) defines the measures and the tests. A small regret is good. Two weightings that were run on
+one task only are left out. The plan calls efficiency-focused weights `less accuracy`.
 
 ![Regret of each weighting on each task](regrets.png)"""
 COMPARISONS = """\
 Differences in mean regret {}. A negative difference is an advantage:"""
+TWELVE_TEXT = """\
+## Twelve new tasks
+
+[PLAN-2.md](PLAN-2.md) has the two hypotheses. The other differences are not tested. A positive difference is
+an advantage of the first weighting. ± is half the width of the 95% confidence interval over tasks. The effect
+size is the mean difference divided by the standard deviation over tasks.
+
+![Differences on each task](differences.png)"""
 EARLIER_TEXT = """\
 ## Earlier runs
 
@@ -100,11 +112,12 @@ def on_most_tasks(regret):
 
 
 def summary_table(runs):
-    """Returns a table of the mean and the largest regret of weightings, in the four measures."""
+    """Returns a table of the mean and the largest regret of weightings, and the mean over the new tasks."""
     regret = {measure: on_most_tasks(regrets(runs, measure)) for measure in MEASURES}
     rows = [["weighting", *MEASURES.values()]]
     for name in ordered(regret["area"]):
-        cells = [f"{number(r[name].mean())}, {number(r[name].max())}" for r in regret.values()]
+        new = {measure: number(r[name].drop(OLD_TASKS).mean()) for measure, r in regret.items()}
+        cells = [f"{number(r[name].mean())}, {number(r[name].max())} ({new[m]})" for m, r in regret.items()]
         rows.append([title(name, regret["area"]), *cells])
     return markdown_table(rows)
 
@@ -147,6 +160,23 @@ def reference_sentence(evaluations):
         f"With the reference points {points} instead of 0, the order by area of the {len(orders[0])} "
         f"weightings that were run on all tasks is {order}, and the significant comparisons are {verdict}."
     )
+
+
+# Twelve new tasks
+
+
+def twelve_table(runs):
+    """Returns a table of the differences between weightings, with the tests of the two hypotheses."""
+    tested = [sign_flip_p(paired_differences(runs, *hypothesis)) for hypothesis in HYPOTHESES.values()]
+    p_values = dict(zip(HYPOTHESES.values(), zip(HYPOTHESES, tested, holm(tested))))
+    rows = [["measure", "weightings", "difference", "effect size", "tasks +, -", "test", "p", "p, Holm"]]
+    for measure, label in MEASURES.items():
+        for pair in PAIRS:
+            d = paired_differences(runs, measure, pair)
+            cells = [interval(d), f"{d.mean() / d.std():.2f}", f"{(d > 0).sum()}, {(d < 0).sum()}"]
+            name, *p = p_values.get((measure, pair), ["", "", ""])
+            rows.append([label, " - ".join(pair), *cells, name, *(x and f"{x:.2g}" for x in p)])
+    return markdown_table(rows)
 
 
 # Earlier runs
@@ -200,6 +230,20 @@ def draw_regrets(runs):
     return figure
 
 
+def draw_differences(runs):
+    """Draws the differences of the two hypotheses on each task, and their means with 95% intervals."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    for axes, (name, (measure, pair)) in zip(figure.subplots(1, 2), HYPOTHESES.items()):
+        d = paired_differences(runs, measure, pair).sort_values()
+        half = stats.sem(d) * stats.t.ppf(0.975, len(d) - 1)
+        axes.axvline(0, color="0.6", linewidth=1)
+        axes.plot(d, range(len(d)), "o", color=GREEN)
+        axes.errorbar(d.mean(), -1.5, xerr=half, fmt="D", color="black", capsize=4)
+        axes.set_yticks([-1.5, *range(len(d))], ["mean", *(f"task {task}" for task in d.index)])
+        axes.set(title=f"{name}: {' - '.join(pair)}", xlabel=f"difference in {MEASURES[measure]}")
+    return figure
+
+
 def draw_lines(axes, run, prefix, label):
     """Draws a column of each objective over the steps, with its name at the end. Weights begin equal."""
     columns = {name: run[prefix + name].fillna(1 / len(COLOURS)).to_numpy() for name in COLOURS}
@@ -244,21 +288,21 @@ def draw_headline(evaluations):
 # The report
 
 
-def report(study, earlier):
+def report(study, twelve, earlier):
     """Returns RESULTS.md, from evaluations. earlier: those of each of the studies with five seeds."""
     runs = measure_all(study)
     parts = [
         INTRODUCTION,
-        "Mean and largest regret over the tasks:",
+        "Mean and largest regret over the tasks, and in brackets the mean over the six new tasks:",
         summary_table(runs),
-        "The same over the six new tasks:",
-        summary_table(runs[~runs["task"].isin(OLD_TASKS)]),
         COMPARISONS.format("by area"),
         comparison_table(runs, "area"),
         COMPARISONS.format("by the hypervolume of the last checkpoint"),
         comparison_table(runs, "box"),
         sampled_sentence(runs),
         reference_sentence(study),
+        TWELVE_TEXT,
+        twelve_table(measure_all(twelve)),
         EARLIER_TEXT,
         earlier_table(pandas.concat(earlier)),
     ]
@@ -268,13 +312,14 @@ def report(study, earlier):
 @matplotlib.rc_context(STYLE)
 def main():
     try:
-        study, algorithms, control, other = map(read_evaluations, STUDIES.values())
+        study, twelve, algorithms, control, other = map(read_evaluations, STUDIES.values())
     except ValueError as error:
         print(f"report.py: error: {error}", file=sys.stderr)
         sys.exit(2)
 
-    (FOLDER / "RESULTS.md").write_text(report(study, [algorithms, control, other]))
+    (FOLDER / "RESULTS.md").write_text(report(study, twelve, [algorithms, control, other]))
     draw_regrets(measure_all(study)).savefig(FOLDER / "regrets.png", dpi=120)
+    draw_differences(measure_all(twelve)).savefig(FOLDER / "differences.png", dpi=120)
     draw_headline(algorithms).savefig(FOLDER / "headline.png", dpi=120)
 
 

@@ -62,6 +62,12 @@ EIGHT_TASKS = {
     "steps": 60,
     "flags": "--learning-rate 6e-5 --prompts-per-step 8",
 }
+TWELVE_TASKS = EIGHT_TASKS | {  # of PLAN-2.md
+    "results": FOLDER / "twelve_tasks.csv",
+    "tasks": dict.fromkeys(["10", "11", "12", "13", "16", "17", "19", "20", "22", "23", "24", "26"], 3),
+    "weightings": lambda K: {name: weightings(K)[name] for name in ("balanced", "nash", "gradient")},
+    "seeds": [1, 2],
+}
 ALGORITHMS = {
     "results": FOLDER / "results.csv",  # It calls a weighting a variant.
     "columns": columns(["task", "algorithm", "variant", "seed"], OBJECTIVES[:3], ["w"]),
@@ -75,6 +81,7 @@ ALGORITHMS = {
 ON_GRPO = ALGORITHMS | {"algorithms": ["grpo"]}
 STUDIES = {
     "eight-tasks": EIGHT_TASKS,
+    "twelve-tasks": TWELVE_TASKS,
     "algorithms": ALGORITHMS,
     "control": ON_GRPO | {"weightings": lambda K: CONTROL},
     "other-task": ON_GRPO | {"tasks": {"other": 3}, "weightings": lambda K: EARLIER | CONTROL, "steps": 180},

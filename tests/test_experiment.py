@@ -6,6 +6,7 @@ import re
 import runpy
 import sys
 from collections import defaultdict
+from itertools import product
 from statistics import fmean
 
 import moocore
@@ -38,6 +39,7 @@ def read_runs(name, num_keys):
 
 
 STUDY, EARLIER = read_runs("eight_tasks.csv", 3), read_runs("results.csv", 4)
+TWELVE = read_runs("twelve_tasks.csv", 3)
 
 
 def points_of(rows, prefix=""):
@@ -106,16 +108,16 @@ def regret_cell(by_task, tasks=TASKS):
     return f"{fmean(values):.3f}, {max(values):.3f}".replace("-0.000", "0.000")
 
 
-@pytest.mark.parametrize("start, tasks", [("Mean and largest", TASKS), ("The same over the six", TASKS[2:])])
-def test_the_tables_of_regrets(regrets, start, tasks):
-    rows = table(start)[1:]
+def test_the_table_of_regrets(regrets):
+    """Numbers in brackets are means over the six new tasks."""
+    rows = table("Mean and largest")[1:]
     assert len(rows) == 10
     for title, *cells in rows:
         name, _, count = title.partition(", ")
         regret = [by_name[NAMES.get(name, name)] for by_name in regrets.values()]
-        assert cells == [regret_cell(by_task, tasks) for by_task in regret]
-        num_tasks = sum(task in regret[0] for task in tasks)
-        assert count == ("" if num_tasks == len(tasks) else f"{num_tasks} of {len(tasks)} tasks")
+        new = [regret_cell(by_task, TASKS[2:]).split(",")[0] for by_task in regret]
+        assert cells == [f"{regret_cell(by_task)} ({mean})" for by_task, mean in zip(regret, new)]
+        assert count == ("" if len(regret[0]) == len(TASKS) else f"{len(regret[0])} of {len(TASKS)} tasks")
 
 
 @pytest.mark.parametrize(
@@ -158,10 +160,37 @@ def test_the_tables_of_earlier_runs():
         assert middle[0]["step"] == "30" and ratio == f"{weights[0] / weights[1]:.2f}"
 
 
+def difference(measure, one, other):
+    """The differences between two weightings on the twelve tasks: means of two seeds."""
+    tasks = studies.TWELVE_TASKS["tasks"]
+    values = {key: MEASURES[measure](rows) for key, rows in TWELVE.items()}
+    return np.array([fmean(values[t, one, s] - values[t, other, s] for s in "12") for t in tasks])
+
+
+def test_the_table_of_twelve_tasks():
+    tested = {("area", "nash"): "H1", ("sampled_area", "gradient"): "H2"}
+    p_values = [sign_flip_p(difference(*key, "balanced")) for key in tested]
+    low, high = sorted(p_values)
+    holm = {low: min(1, 2 * low), high: max(min(1, 2 * low), high)}
+    rows = table("## Twelve new tasks")[1:]
+    pairs = [("nash", "balanced"), ("gradient", "balanced"), ("nash", "gradient")]
+    assert len(rows) == 12 and len(TWELVE) == 72
+    for row, (measure, pair) in zip(rows, product(report.MEASURES, pairs)):
+        d = difference(measure, *pair)
+        interval = stats.t.interval(0.95, 11, d.mean(), stats.sem(d))
+        cells = [f"{d.mean():.3f} ± {(interval[1] - interval[0]) / 2:.3f}", f"{d.mean() / d.std(ddof=1):.2f}"]
+        cells += [f"{(d > 0).sum()}, {(d < 0).sum()}", "", "", ""]
+        key = (measure, pair[0])
+        if key in tested and pair[1] == "balanced":
+            p = p_values[list(tested).index(key)]
+            cells[3:] = [tested[key], f"{p:.2g}", f"{holm[p]:.2g}"]
+        assert row == [report.MEASURES[measure], " - ".join(pair), *cells]
+
+
 def test_report_writes_results_md():
     frames = {name: analysis.read_evaluations(study) for name, study in studies.STUDIES.items()}
     earlier = [frames[name] for name in ("algorithms", "control", "other-task")]
-    assert report.report(frames["eight-tasks"], earlier) == RESULTS
+    assert report.report(frames["eight-tasks"], frames["twelve-tasks"], earlier) == RESULTS
     left, *_ = report.draw_headline(earlier[0]).axes
     last = EARLIER["embedded", "grpo", "gradient", "4"][-1]
     ends = [line.get_ydata()[-1] for line in left.lines]

@@ -26,8 +26,6 @@ BAD = [
     ["--weights", "0.3", "0.3", "0.3"],
     ["--weights", "1.5", "-0.5", "0"],
     ["--micro-batch-size", "0"],
-    ["--updates-per-step", "0"],
-    ["--max-new-tokens", "0"],
     ["--device", "cuda"],
     ["--mu", "-1"],
     ["--updates-per-step", "2", "--prompts-per-step", "5"],
