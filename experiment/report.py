@@ -59,19 +59,14 @@ explains them.
 ## Eight tasks
 
 [PLAN.md](PLAN.md) defines the measures and the tests. A small regret is good. Two weightings that were run on
-one task only are left out. The plan calls efficiency-focused weights `less accuracy`.
-
-![Regret of each weighting on each task](regrets.png)"""
+one task only are left out. The plan calls efficiency-focused weights `less accuracy`."""
 COMPARISONS = """\
 Differences in mean regret {}. A negative difference is an advantage:"""
 TWELVE_TEXT = """\
 ## Twelve new tasks
 
-[PLAN-2.md](PLAN-2.md) has the two hypotheses. The other differences are not tested. A positive difference is
-an advantage of the first weighting. ± is half the width of the 95% confidence interval over tasks. The effect
-size is the mean difference divided by the standard deviation over tasks.
-
-![Differences on each task](differences.png)"""
+[PLAN-2.md](PLAN-2.md) has the two hypotheses and defines the effect size. A positive difference is an
+advantage of the first weighting. ± is half the width of the 95% confidence interval over tasks."""
 EARLIER_TEXT = """\
 ## Earlier runs
 
