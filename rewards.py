@@ -39,6 +39,7 @@ PAPER_DATASETS = {"math-500": "HuggingFaceH4/MATH-500"}
 PAPER_DATASETS["math-algebra"] = "DigitalLearningGmbH/MATH-lighteval:algebra"
 PAPER_SUFFIX = r" Let's think step by step and output the final answer within \boxed{}."
 READERS = {".json": {"path": "json"}, ".jsonl": {"path": "json"}, ".parquet": {"path": "parquet"}}
+# These options keep 007 and None.
 READERS[".csv"] = {"path": "csv", "na_filter": False, "index_col": False, "converters": {"answer": str}}
 
 

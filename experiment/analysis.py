@@ -96,7 +96,7 @@ def best_fixed(runs, measure, seed=CHOOSING_SEED):
 
 
 def task_means(runs, measure, seed=CHOOSING_SEED):
-    """Returns the means of a measure over all seeds but one: a frame (tasks, weightings)."""
+    """Returns the means of a measure over all seeds but `seed`: a frame (tasks, weightings)."""
     return runs[runs["seed"] != seed].pivot_table(measure, "task", "weighting", sort=False)
 
 

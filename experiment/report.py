@@ -177,10 +177,14 @@ def twelve_table(runs):
 # Earlier runs
 
 
+def half_width(values):
+    """Returns half the width of the 95% confidence interval of the mean (Student's t)."""
+    return stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+
+
 def interval(values):
-    """Returns the mean ± half the width of its 95% confidence interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.3f} ± {half:.3f}"
+    """Returns the mean ± half the width of its 95% confidence interval."""
+    return f"{np.mean(values):.3f} ± {half_width(values):.3f}"
 
 
 def earlier_table(evaluations):
@@ -230,10 +234,9 @@ def draw_differences(runs):
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     for axes, (name, (measure, pair)) in zip(figure.subplots(1, 2), HYPOTHESES.items()):
         d = paired_differences(runs, measure, pair).sort_values()
-        half = stats.sem(d) * stats.t.ppf(0.975, len(d) - 1)
         axes.axvline(0, color="0.6", linewidth=1)
         axes.plot(d, range(len(d)), "o", color=GREEN)
-        axes.errorbar(d.mean(), -1.5, xerr=half, fmt="D", color="black", capsize=4)
+        axes.errorbar(d.mean(), -1.5, xerr=half_width(d), fmt="D", color="black", capsize=4)
         axes.set_yticks([-1.5, *range(len(d))], ["mean", *(f"task {task}" for task in d.index)])
         axes.set(title=f"{name}: {' - '.join(pair)}", xlabel=f"difference in {MEASURES[measure]}")
     return figure
