@@ -5,7 +5,7 @@ Trains SmolLM2-135M-Instruct, a real chat model, on short word problems: a run w
     python benchmarks/smollm2.py
 
 makes runs/smollm2/model and runs/smollm2/data. It trains runs/smollm2/fixed, nash, hypervolume and gradient,
-two at once, prints a table and draws runs/smollm2/fronts.png. If it is interrupted, repeat it: each run
+two at once, prints a table and draws fronts.png and curves.png. If it is interrupted, repeat it: each run
 continues from its last checkpoint. Further flags are passed to grpo_dynw.py, such as --steps 100. The
 smallest setting:
 
@@ -30,7 +30,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from step_cost import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,6 +135,25 @@ def result_rows(folders):
     return [titles, *rows]
 
 
+@matplotlib.rc_context(compare.STYLE)
+def draw_curves(folders, path):
+    """Draws the means of each step's sampled responses, and the weights, into the picture `path`."""
+    runs = [compare.read_run(folder) for folder in folders]
+    panels = {f"rewards/{name}/mean": f"sampled {name}" for name in ("accuracy", "clarity")}
+    panels["completions/mean_length"] = "sampled length (tokens)"
+    panels |= {f"weights/{name}": f"weight of {name}" for name in runs[0]["objectives"]}
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels.items()):
+        axes.set(title=title, xlabel="step")
+        axes.locator_params(axis="x", integer=True)
+        axes.set_ylim(0, None if "length" in key else 1.05)
+        for run, colour, marker in compare.styles(runs):
+            steps = run["metrics"][1:]
+            values = [line[key] for line in steps]
+            axes.plot([line["step"] for line in steps], values, color=colour, marker=marker, markersize=3)
+    compare.save(figure, [run["weighting"] for run in runs], 4, path)
+
+
 def main():
     epilog = "Other flags are passed to grpo_dynw.py."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1], epilog=epilog, allow_abbrev=False)
@@ -147,6 +168,7 @@ def main():
         run_side_by_side([command(args.output, name, flags) for name in args.weightings[i : i + 2]])
     folders = [args.output / weighting for weighting in args.weightings]
     compare.plot_fronts([compare.read_run(folder) for folder in folders], args.output / "fronts.png")
+    draw_curves(folders, args.output / "curves.png")
     print(markdown(result_rows(folders)))
 
 
