@@ -13,7 +13,7 @@ smallest setting:
         --num-generations 2 --max-new-tokens 8 --max-eval-problems 2
 
 The package has the weights in 4 bits, in a GGUF file of 98 MB. The model folder has them in float32, 0.5 GB.
-A run takes 8 GB of memory, and its checkpoint 1.6 GB of disk. The package's other requirement,
+A run takes 7 GB of memory, and its checkpoint 1.6 GB of disk. The package's other requirement,
 llama-cpp-python, is not needed.
 
 Each prompt begins with a solved example. Without it, so small a model seldom boxes a result.
@@ -131,8 +131,15 @@ def result_rows(folders):
             cells.append(f"{first:.1f} → {last:.1f}" if "length" in key else f"{first:.2f} → {last:.2f}")
         cells.append(" ".join(f"{steps[-1][f'weights/{name}']:.2f}" for name in names))
         rows.append([run["weighting"], *cells])
-    titles = ["weighting", *names, "hypervolume so far", "sampled: accuracy", "clarity", "length", "weights"]
-    return [titles, *rows]
+    titles = [
+        "weighting",
+        *names,
+        "hypervolume so far",
+        "sampled accuracy",
+        "sampled clarity",
+        "sampled length",
+    ]
+    return [[*titles, "final weights"], *rows]
 
 
 @matplotlib.rc_context(compare.STYLE)
@@ -146,11 +153,12 @@ def draw_curves(folders, path):
     for axes, (key, title) in zip(figure.subplots(2, 3).flat, panels.items()):
         axes.set(title=title, xlabel="step")
         axes.locator_params(axis="x", integer=True)
-        axes.set_ylim(0, None if "length" in key else 1.05)
         for run, colour, marker in compare.styles(runs):
             steps = run["metrics"][1:]
             values = [line[key] for line in steps]
             axes.plot([line["step"] for line in steps], values, color=colour, marker=marker, markersize=3)
+        if "length" not in key:
+            axes.set_ylim(0, 1.05)
     compare.save(figure, [run["weighting"] for run in runs], 4, path)
 
 
