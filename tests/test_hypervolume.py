@@ -70,13 +70,6 @@ def test_ten_thousand_random_cases_against_moocore():
         assert hypervolume(points, [reference] * k) == pytest.approx(expected, rel=1e-9, abs=1e-15), case
 
 
-@pytest.mark.parametrize("k", [3, 5])
-def test_hypervolume_of_two_hundred_points_against_moocore(k):
-    points = on_sphere(np.random.default_rng(0), 200, k)
-    expected = moocore.hypervolume(points, ref=np.zeros(k), maximise=True)
-    assert hypervolume(points, np.zeros(k)) == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 6])
 def test_hypervolume_counts_the_cells_of_integer_grids(k):
     rng = np.random.default_rng(k)
@@ -214,9 +207,7 @@ def test_broken_input_is_refused_in_one_line(broken):
 
 
 def test_a_single_point_must_stand_in_a_list():
-    for call in (
-        lambda: hypervolume([0.5, 0.5], [0, 0]),
-        lambda: contribution([0.5, 0.5], [0.5, 0.5], [0, 0]),
-    ):
-        with pytest.raises(ValueError):
-            call()
+    with pytest.raises(ValueError):
+        hypervolume([0.5, 0.5], [0, 0])
+    with pytest.raises(ValueError):
+        contribution([0.5, 0.5], [0.5, 0.5], [0, 0])
