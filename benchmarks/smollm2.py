@@ -160,8 +160,10 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("runs/smollm2"), help="(default: runs/smollm2)")
     parser.add_argument("--weightings", nargs="+", choices=WEIGHTINGS, default=WEIGHTINGS)
     args, flags = parser.parse_known_args()
-    if taken := SET_HERE & {flag.split("=")[0] for flag in flags}:
-        parser.error(f"{', '.join(sorted(taken))}: this command sets it, so it cannot be passed on")
+    names = [flag.split("=")[0] for flag in flags if flag.startswith("--")]
+    if taken := sorted(name for name in SET_HERE if name.startswith(tuple(names))):
+        parser.error(f"{', '.join(taken)}: this command sets it, so it cannot be passed on")
+    weightings = [name for name in WEIGHTINGS if name in args.weightings]
     record = args.output / "flags.txt"
     if not args.output.exists():
         args.output.mkdir(parents=True)
@@ -170,10 +172,11 @@ def main():
         parser.error(f"--output: {args.output} exists, with other flags; give another folder")
     make_input(make_data, args.output / "data")
     make_input(make_model, args.output / "model")
-    for i in range(0, len(args.weightings), 2):
-        run_side_by_side([command(args.output, name, flags) for name in args.weightings[i : i + 2]])
-    folders = [args.output / weighting for weighting in args.weightings]
-    runs = [compare.read_run(folder) | {"name": folder.name} for folder in folders]
+    for i in range(0, len(weightings), 2):
+        run_side_by_side([command(args.output, name, flags) for name in weightings[i : i + 2]])
+    runs = [compare.read_run(args.output / name) | {"name": name} for name in weightings]
+    if len(runs[0]["metrics"]) < 2:
+        parser.error("--steps: give at least 1")
     compare.plot_fronts(runs, args.output / "fronts.png")
     draw_curves(runs, args.output / "curves.png")
     print(markdown(result_rows(runs)))
