@@ -7,7 +7,7 @@ Trains SmolLM2-135M-Instruct, a real chat model, on short word problems: a run w
 The command makes runs/smollm2/model and runs/smollm2/data. It trains runs/smollm2/fixed, nash, hypervolume
 and gradient, two at once. Then it prints a table and draws fronts.png and curves.png. If it is interrupted,
 repeat it: each run continues from its last checkpoint. Further flags, such as --steps 100, are passed to
-grpo_dynw.py. Other flags need another --output. The smallest setting:
+grpo_dynw.py. Runs with other flags need another --output. The smallest setting:
 
     python benchmarks/smollm2.py --output runs/small --weightings fixed --steps 1 --prompts-per-step 1 \
         --num-generations 2 --max-new-tokens 8 --max-eval-problems 2
@@ -164,12 +164,12 @@ def main():
     if taken := sorted(name for name in SET_HERE if name.startswith(tuple(names))):
         parser.error(f"{', '.join(taken)}: this command sets it, so it cannot be passed on")
     weightings = [name for name in WEIGHTINGS if name in args.weightings]
-    record = args.output / "flags.txt"
-    if not args.output.exists():
-        args.output.mkdir(parents=True)
-        record.write_text(" ".join(flags))
-    elif not record.exists() or record.read_text() != " ".join(flags):
-        parser.error(f"--output: {args.output} exists, with other flags; give another folder")
+    record, text = args.output / "flags.txt", " ".join(flags)
+    has_runs = any((args.output / name).exists() for name in WEIGHTINGS)
+    if has_runs and not (record.exists() and record.read_text() == text):
+        parser.error(f"--output: {args.output} has runs with other flags; give another folder")
+    args.output.mkdir(parents=True, exist_ok=True)
+    record.write_text(text)
     make_input(make_data, args.output / "data")
     make_input(make_model, args.output / "model")
     for i in range(0, len(weightings), 2):

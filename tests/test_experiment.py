@@ -209,6 +209,11 @@ def test_numbers_of_readmes(regrets, name):
     assert len(numbers) > 10 and [x for x in numbers if float(x) not in known] == []
 
 
+def test_sign_flip_and_holm():
+    assert analysis.sign_flip_p([0.1] * 8) == 2 / 256
+    assert analysis.holm([0.01, 0.04, 0.03, 0.02]) == pytest.approx([0.04, 0.06, 0.06, 0.06])
+
+
 def test_runs_are_what_their_names_say():
     assert set(STUDY) == {studies.key_of(studies.EIGHT_TASKS, c) for c in studies.cases(studies.EIGHT_TASKS)}
     assert studies.weightings(3)["less accuracy"] == "--weights 0.250000000 0.375000000 0.375000000"

@@ -179,8 +179,7 @@ def test_pareto_front_against_brute_force(k):
             for i, point in enumerate(points)
         ]
         mask = pareto_front(points)
-        assert mask.dtype == bool
-        assert mask.tolist() == expected
+        assert mask.dtype == bool and mask.tolist() == expected
 
 
 # Input

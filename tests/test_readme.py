@@ -30,7 +30,6 @@ def test_flags_and_links_exist():
 
 
 def test_the_papers_commands_are_accepted(tmp_path, monkeypatch):
-    """By the scripts' own parser, with 8 processes."""
     lines = subprocess.run(["bash", ROOT / "benchmarks/paper.sh"], capture_output=True, text=True, check=True)
     commands = [line.split() for line in lines.stdout.splitlines()]
     assert len(commands) == 15
